@@ -1,0 +1,130 @@
+"""What a verification run is made of: target, observations' judgement, results.
+
+The wire layer produces observations, checks are pure functions from observations to :class:`Finding`, the runner adds
+where and when and makes :class:`Result`, and the reports read nothing but :class:`Report`.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+
+from gatepost.listeners import Listener
+
+
+class Verdict(enum.StrEnum):
+    """How a requirement was judged. Unknown is never ``pass``."""
+
+    PASS = "pass"
+    FAIL = "fail"
+    INCONCLUSIVE = "inconclusive"  # tried, could not be judged: the reason is in `found`
+    NOT_RUN = "not-run"  # not tried: no account, port dead, left out by the user
+    NOT_APPLICABLE = "not-applicable"
+    INFO = "info"  # recorded only
+
+
+class Severity(enum.StrEnum):
+    """What a failed requirement does to the run (listener-policy.md, Conventions)."""
+
+    MUST = "must"  # fails the run
+    SHOULD = "should"  # warns
+    INFO = "info"  # is recorded
+
+
+class ExitCode(enum.IntEnum):
+    """Exit codes of `gatepost verify`, and of every command that ends in a verification."""
+
+    PASSED = 0  # every MUST that applies passed
+    FAILED = 1  # a MUST failed
+    USAGE = 2  # wrong use, bad table or settings
+    INCONCLUSIVE = 3  # none failed, but something could not be judged, or the run was cut short
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """A mailbox to log in with. `password` never leaves the process except inside TLS that was judged safe."""
+
+    address: str
+    password: str = field(repr=False)
+    alias: str | None = None  # another address that this account may send as
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """The server to judge and what the caller knows of it."""
+
+    hostname: str  # the name that clients are told: banner, EHLO, certificate
+    addresses: tuple[str, ...]  # IPv4 and IPv6, as connected to
+    listeners: tuple[Listener, ...]
+    listeners_file: Path
+    listeners_digest: str  # sha256 of the table as read
+    domains: tuple[str, ...] = ()  # hosted here; the first one is used as DOM
+    outside_domain: str | None = None  # resolves, is not hosted here (OUT)
+    accounts: tuple[Account, ...] = ()  # none, one or two
+    ca_file: Path | None = None  # None: the system's trust store
+    lab: bool = False  # a machine of the local lab: real credentials may be shown to it in clear
+    source_address: str | None = None  # bind here before connecting
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One line of a transcript; credentials are already blanked."""
+
+    seconds: float  # since the start of the exchange
+    direction: str  # "send", "recv", or "note" (connection and TLS events)
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What a check says. The texts are for people: `found` quotes what was seen."""
+
+    verdict: Verdict
+    found: str
+    transcript: tuple[Line, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """One requirement judged on one listener and address (both None for requirements of the whole server)."""
+
+    id: str
+    listener: str | None
+    port: int | None
+    address: str | None
+    severity: Severity
+    verdict: Verdict
+    title: str  # the requirement in one short sentence
+    found: str
+    expected: str
+    remedy: str  # what to do, naming the Postfix parameter
+    source: str  # RFC section or policy
+    seconds: float
+    transcript: tuple[Line, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """A whole run. `interrupted` marks a partial one."""
+
+    target: Target
+    started: datetime  # UTC
+    seconds: float
+    results: tuple[Result, ...]
+    gatepost_version: str
+    interrupted: bool = False
+
+    def of(self, verdict: Verdict, severity: Severity | None = None) -> tuple[Result, ...]:
+        """Return the results with this verdict, and severity where given."""
+        return tuple(r for r in self.results if r.verdict is verdict and severity in (None, r.severity))
+
+    @property
+    def exit_code(self) -> ExitCode:
+        """Return the exit code that this report means."""
+        if self.of(Verdict.FAIL, Severity.MUST):
+            return ExitCode.FAILED
+        if self.interrupted or self.of(Verdict.INCONCLUSIVE, Severity.MUST):
+            return ExitCode.INCONCLUSIVE
+        return ExitCode.PASSED

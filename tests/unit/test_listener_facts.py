@@ -55,5 +55,9 @@ def test_port_numbers_are_typed_in_the_table_only() -> None:
         check=False,
     ).stdout.splitlines()
     prose = ("listeners.yml:", "README.md:", ".tftest.hcl:")
-    typed = [hit for hit in hits if not any(name in hit for name in prose) and not hit.split(":", 2)[2].lstrip().startswith("#")]
+    typed = [
+        hit
+        for hit in hits
+        if not any(name in hit for name in prose) and not hit.split(":", 2)[2].lstrip().startswith("#")
+    ]
     assert typed == []

@@ -1,0 +1,246 @@
+"""A report arranged for reading: problems grouped, requirements × listeners, counts, nothing unsafe to show.
+
+The terminal table and the HTML page are two faces of this.
+"""
+
+from __future__ import annotations
+
+import base64
+import unicodedata
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from gatepost.listeners import Listener
+from gatepost.verify.model import ExitCode, Report, Result, Severity, Verdict
+
+BLANK = "(blanked)"
+
+_CHAPTERS = {
+    "GEN": "Greeting and commands",
+    "TLS": "TLS",
+    "CRT": "Certificate",
+    "MX": "Between servers (relay)",
+    "SUB": "Submission",
+    "IMP": "Implicit TLS",
+    "INJ": "Injection and smuggling",
+    "LIM": "Limits",
+    "PRV": "Privacy",
+    "E2E": "Delivery",
+    "DKM": "Signing",
+    "VER": "The verifier itself",
+}
+
+# Several addresses share a cell, which shows the worst of them: not knowing is worse than knowing that it is good.
+_WORST_FIRST = ("fail", "unknown", "warn", "note", "not run", "pass", "info", "n/a")
+
+OUTCOME = {
+    ExitCode.PASSED: "passed",
+    ExitCode.FAILED: "failed",
+    ExitCode.INCONCLUSIVE: "inconclusive",
+}
+
+
+def status(result: Result) -> str:
+    """Return the one word that people are shown for a result: its verdict, weighed by its severity."""
+    match result.verdict:
+        case Verdict.FAIL:
+            return {Severity.MUST: "fail", Severity.SHOULD: "warn", Severity.INFO: "note"}[result.severity]
+        case Verdict.INCONCLUSIVE:
+            return "unknown"
+        case Verdict.NOT_RUN:
+            return "not run"
+        case Verdict.NOT_APPLICABLE:
+            return "n/a"
+        case Verdict.PASS | Verdict.INFO:
+            return result.verdict.value
+
+
+def worst(results: Iterable[Result]) -> str:
+    """Return the word that stands for all of `results` (at least one)."""
+    return min((status(result) for result in results), key=_WORST_FIRST.index)
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is wrong or unknown, wherever it shows."""
+
+    status: str
+    results: tuple[Result, ...]
+
+    @property
+    def first(self) -> Result:
+        """Return a result to quote: all of them say the same."""
+        return self.results[0]
+
+    @property
+    def places(self) -> tuple[str, ...]:
+        """Return where it shows, as `name:port at address, address`."""
+        where: dict[str, list[str]] = {}
+        for result in self.results:
+            addresses = where.setdefault(place(result), [])
+            if result.address is not None and result.address not in addresses:
+                addresses.append(result.address)
+        return tuple(f"{name} at {', '.join(at)}" if at else name for name, at in where.items())
+
+
+def place(result: Result) -> str:
+    """Return `name:port`, or `server` for a requirement of the whole server."""
+    return "server" if result.listener is None else f"{result.listener}:{result.port}"
+
+
+def problems(report: Report) -> tuple[Problem, ...]:
+    """Return what failed or could not be judged, worst first, the same text on several listeners once."""
+    groups: dict[tuple[str, ...], list[Result]] = {}
+    for result in report.results:
+        word = status(result)
+        if word in ("fail", "unknown", "warn", "note"):
+            key = (word, result.id, result.title, result.found, result.expected, result.remedy)
+            groups.setdefault(key, []).append(result)
+    found = [Problem(key[0], tuple(results)) for key, results in groups.items()]
+    # An unknown SHOULD must not stand before a failed one.
+    must_first = {Severity.MUST: 0, Severity.SHOULD: 1, Severity.INFO: 2}
+    return tuple(sorted(found, key=lambda p: (must_first[p.first.severity], _WORST_FIRST.index(p.status))))
+
+
+@dataclass(frozen=True, slots=True)
+class Silence:
+    """Requirements that were not judged, with the one reason they share."""
+
+    status: str
+    reason: str
+    ids: tuple[str, ...]
+    results: int
+
+
+def silences(report: Report) -> tuple[Silence, ...]:
+    """Return what was not run or does not apply, by reason: it does not count, but it is named."""
+    groups: dict[tuple[str, str], list[Result]] = {}
+    for result in report.results:
+        if result.verdict in (Verdict.NOT_RUN, Verdict.NOT_APPLICABLE):
+            groups.setdefault((status(result), result.found), []).append(result)
+    return tuple(
+        Silence(word, reason, tuple(dict.fromkeys(r.id for r in results)), len(results))
+        for (word, reason), results in sorted(groups.items(), key=lambda item: item[0][0] == "n/a")
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One requirement on one listener, over all addresses; empty where it does not concern the listener."""
+
+    results: tuple[Result, ...]
+
+    @property
+    def status(self) -> str:
+        """Return the worst status, or an empty string."""
+        return worst(self.results) if self.results else ""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One requirement across the listeners."""
+
+    id: str
+    title: str
+    cells: tuple[Cell, ...]  # as Matrix.columns
+
+
+@dataclass(frozen=True, slots=True)
+class Chapter:
+    """The requirements of one chapter of the policy."""
+
+    title: str
+    rows: tuple[Row, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Matrix:
+    """Requirements × listeners. The last column, None, is the whole server; it is there only if it is not empty."""
+
+    columns: tuple[Listener | None, ...]
+    chapters: tuple[Chapter, ...]
+
+
+def matrix(report: Report) -> Matrix:
+    """Return the matrix, ids in the order of the report."""
+    by_id: dict[str, dict[int | None, list[Result]]] = {}
+    for result in report.results:
+        by_id.setdefault(result.id, {}).setdefault(result.port, []).append(result)
+    columns: tuple[Listener | None, ...] = report.target.listeners
+    if any(result.port is None for result in report.results):
+        columns = (*columns, None)
+    chapters: dict[str, list[Row]] = {}
+    for identifier, at in by_id.items():
+        prefix = identifier.split("-", 1)[0]
+        cells = tuple(Cell(tuple(at.get(column.port if column else None, ()))) for column in columns)
+        title = next(iter(at.values()))[0].title
+        chapters.setdefault(_CHAPTERS.get(prefix, prefix), []).append(Row(identifier, title, cells))
+    return Matrix(columns, tuple(Chapter(title, tuple(rows)) for title, rows in chapters.items()))
+
+
+def counts(results: Iterable[Result]) -> dict[str, int]:
+    """Return how often each status occurs, worst first, without those that do not occur."""
+    words = [status(result) for result in results]
+    return {word: words.count(word) for word in _WORST_FIRST if word in words}
+
+
+def conclusion(report: Report) -> str:
+    """Return the run's outcome in one sentence."""
+    number = counts(report.results)
+    judged = sum(number.get(word, 0) for word in ("pass", "fail", "warn", "unknown", "note"))
+    tail = "; the run was cut short" if report.interrupted else ""
+    if report.exit_code is ExitCode.FAILED:
+        return f"{number['fail']} of {judged} judgements failed{tail}"
+    if report.exit_code is ExitCode.INCONCLUSIVE:
+        unknown = number.get("unknown", 0)
+        return f"none of {judged} judgements failed, {unknown} could not be made{tail}"
+    if not number.get("pass"):
+        return "nothing was judged"
+    warned = f", {number['warn']} with a warning" if "warn" in number else ""
+    return f"every requirement that applies holds ({judged} judgements{warned})"
+
+
+def printable(text: str) -> str:
+    """Return `text` with control, format and surrogate characters written out: a server's reply moves no cursor."""
+    if text.isprintable():
+        return text
+    return "".join(
+        f"\\x{ord(c):02x}" if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp") and c not in "\n\t" else c
+        for c in text
+    )
+
+
+def presentable(report: Report) -> Report:
+    """Return the report without passwords, as they are or in base64, and with printable text.
+
+    The wire layer blanks what it sends; this is the second lock, also for what a server echoes.
+    """
+    secrets: set[str] = set()
+    for account in report.target.accounts:
+        if account.password:
+            user, password = account.address, account.password
+            secrets |= {password} | {
+                base64.b64encode(form.encode()).decode()
+                for form in (password, f"\0{user}\0{password}", f"{user}\0{user}\0{password}")
+            }
+    longest_first = sorted(secrets, key=len, reverse=True)
+
+    def clean(text: str) -> str:
+        for secret in longest_first:
+            text = text.replace(secret, BLANK)
+        return printable(text)
+
+    results = tuple(
+        replace(
+            result,
+            title=clean(result.title),
+            found=clean(result.found),
+            expected=clean(result.expected),
+            remedy=clean(result.remedy),
+            source=clean(result.source),
+            transcript=tuple(replace(line, text=clean(line.text)) for line in result.transcript),
+        )
+        for result in report.results
+    )
+    accounts = tuple(replace(account, password="") for account in report.target.accounts)
+    return replace(report, target=replace(report.target, accounts=accounts), results=results)

@@ -1,0 +1,34 @@
+"""The report as one self-contained page: no script, no request, readable on paper and by a screen reader."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jinja2
+
+from gatepost.verify.model import Report
+from gatepost.verify.report import digest
+
+_TEMPLATE = "report.html.j2"
+
+
+def render(report: Report) -> str:
+    """Return the page. All text of the report is escaped: what a server says stays text."""
+    report = digest.presentable(report)
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(_TEMPLATE).render(
+        report=report,
+        outcome=digest.OUTCOME[report.exit_code],
+        conclusion=digest.conclusion(report),
+        counts=digest.counts(report.results),
+        problems=digest.problems(report),
+        silences=digest.silences(report),
+        matrix=digest.matrix(report),
+        status=digest.status,
+    )

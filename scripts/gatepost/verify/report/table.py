@@ -1,0 +1,108 @@
+"""The report on a terminal: what is wrong first, then chapters × listeners, then one line that says it all."""
+
+from __future__ import annotations
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from gatepost.verify.model import ExitCode, Report, Verdict
+from gatepost.verify.report import digest
+
+_STYLE = {
+    "fail": "bold red",
+    "unknown": "bold magenta",
+    "warn": "yellow",
+    "note": "cyan",
+    "not run": "dim",
+    "pass": "green",
+    "info": "cyan",
+    "n/a": "dim",
+}
+_WORD = {"fail": "FAIL", "unknown": "UNKNOWN", "warn": "WARNING", "note": "NOTE"}
+_CONCLUSION = {
+    ExitCode.PASSED: ("PASSED", "bold green"),
+    ExitCode.FAILED: ("FAILED", "bold red"),
+    ExitCode.INCONCLUSIVE: ("INCONCLUSIVE", "bold magenta"),
+}
+
+
+def show(report: Report, console: Console | None = None) -> None:
+    """Print the report. Colour only where rich finds a terminal and no NO_COLOR; no line is wider than the console."""
+    console = console or Console()
+    console.print(render(report))
+
+
+def render(report: Report) -> RenderableType:
+    """Return the whole report for a rich console."""
+    report = digest.presentable(report)
+    parts: list[RenderableType] = [_head(report), Text()]
+    for problem in digest.problems(report):
+        parts += [_problem(problem), Text()]
+    parts += [_summary(report), Text()]
+    silences = digest.silences(report)
+    parts += [_silence(silence) for silence in silences]
+    if silences:
+        parts.append(Text())
+    word, style = _CONCLUSION[report.exit_code]
+    parts.append(Text.assemble((word, style), f": {digest.conclusion(report)}, in {report.seconds:.1f} s"))
+    return Group(*parts)
+
+
+def _head(report: Report) -> Table:
+    target = report.target
+    grid = _grid()
+    grid.add_row("server", Text(f"{target.hostname} ({', '.join(target.addresses)})"))
+    grid.add_row("judged by", Text(f"{target.listeners_file}\nsha256 {target.listeners_digest}"))
+    return grid
+
+
+def _problem(problem: digest.Problem) -> RenderableType:
+    first = problem.first
+    title = Text.assemble(
+        (_WORD[problem.status], _STYLE[problem.status]), "  ", (first.id, "bold"), "  ", (first.title, "bold")
+    )
+    grid = _grid(indent=2)
+    grid.add_row("where", Text("\n".join(problem.places)))
+    grid.add_row("found", Text(first.found))
+    if first.expected:
+        grid.add_row("expected", Text(first.expected))
+    if first.remedy:
+        grid.add_row("what to do", Text(first.remedy))
+    if first.source:
+        grid.add_row("source", Text(first.source))
+    return Group(title, grid)
+
+
+def _summary(report: Report) -> Table:
+    matrix = digest.matrix(report)
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    table.add_column("", overflow="fold")
+    for column in matrix.columns:
+        table.add_column(f"{column.name}\n{column.port}" if column else "server", overflow="fold")
+    for chapter in matrix.chapters:
+        cells = []
+        for index, _ in enumerate(matrix.columns):
+            judged = digest.counts(r for row in chapter.rows for r in row.cells[index].results)
+            cells.append(_tally(judged))
+        table.add_row(chapter.title, *cells)
+    return table
+
+
+def _tally(judged: dict[str, int]) -> Text:
+    shown = {word: number for word, number in judged.items() if word not in ("n/a", "info")}
+    if not shown:
+        return Text("-", style="dim")
+    return Text(", ").join(Text(f"{number} {word}", style=_STYLE[word]) for word, number in shown.items())
+
+
+def _silence(silence: digest.Silence) -> Text:
+    word = "does not apply" if silence.status == "n/a" else "not run"
+    return Text(f"{word}: {silence.reason or Verdict.NOT_RUN.value} ({', '.join(silence.ids)})", style="dim")
+
+
+def _grid(indent: int = 0) -> Table:
+    grid = Table(box=None, show_header=False, pad_edge=True, padding=(0, 2, 0, indent), collapse_padding=True)
+    grid.add_column(style="dim", no_wrap=True)
+    grid.add_column(overflow="fold")
+    return grid

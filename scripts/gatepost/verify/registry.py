@@ -1,0 +1,178 @@
+"""The requirements, as rows: id → where it applies → what it needs → which probes it looks at → who judges.
+
+The rows stand beside their check functions in `checks/`; here they are put together in the policy's order. Adding a
+check is one function, one row and one failing fixture.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from gatepost.listeners import Listener
+from gatepost.verify.model import Finding, Severity, Target, Verdict
+from gatepost.verify.wire.probe import Failed, Probe, Site
+
+T = TypeVar("T")
+
+
+class Scope(enum.Enum):
+    """Which listeners a requirement is about. They follow purpose and TLS, never port numbers."""
+
+    ALL = "every listener"
+    RELAY = "relay"
+    SUBMISSION = "submission"
+    STARTTLS = "every listener with STARTTLS"
+    RELAY_STARTTLS = "relay with STARTTLS"
+    SUBMISSION_STARTTLS = "submission with STARTTLS"
+    IMPLICIT = "every listener with implicit TLS"
+    RELAY_OR_IMPLICIT = "relay, and implicit TLS"
+    SERVER = "the server as a whole"
+
+    def covers(self, listener: Listener) -> bool:
+        """Whether a listener is meant. False for SERVER, which is judged once over all of them."""
+        relay, implicit = not listener.is_submission, listener.is_implicit
+        return {
+            Scope.ALL: True,
+            Scope.RELAY: relay,
+            Scope.SUBMISSION: not relay,
+            Scope.STARTTLS: not implicit,
+            Scope.RELAY_STARTTLS: relay and not implicit,
+            Scope.SUBMISSION_STARTTLS: not relay and not implicit,
+            Scope.IMPLICIT: implicit,
+            Scope.RELAY_OR_IMPLICIT: relay or implicit,
+            Scope.SERVER: False,
+        }[self]
+
+
+class Need(enum.Flag):
+    """What the caller must have given for a requirement to be judged at all."""
+
+    NOTHING = 0
+    DOMAIN = enum.auto()
+    OUTSIDE = enum.auto()
+    ACCOUNT = enum.auto()
+    SECOND_ACCOUNT = enum.auto()
+    ALIAS = enum.auto()
+
+    def missing(self, target: Target) -> str:
+        """Return why this cannot be judged, as a reason for people; empty when everything is there."""
+        wanted = (
+            (Need.DOMAIN, bool(target.domains), "no domain of this server was given (--domain)"),
+            (Need.OUTSIDE, target.outside_domain is not None, "no outside domain was given (--outside-domain)"),
+            (Need.ACCOUNT, len(target.accounts) >= 1, "no account was given (--account)"),
+            (Need.SECOND_ACCOUNT, len(target.accounts) >= 2, "no second account was given (--second-account)"),
+            (Need.ALIAS, any(a.alias for a in target.accounts[:1]), "the account has no second address to send as"),
+        )
+        return next((why for need, there, why in wanted if need in self and not there), "")
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What a check may look at: observations by (listener name, address, probe name).
+
+    `seen[PROBE]` is the observation of the check's own site. It raises NotObserved when the probe failed; the runner
+    makes that inconclusive with the failure's words. A check for which the failure is the answer uses
+    `seen.attempt(PROBE)`.
+    """
+
+    target: Target
+    site: Site | None  # None for requirements of the whole server
+    observations: Mapping[tuple[str, str, str], Any]
+
+    def __getitem__(self, probe: Probe[T]) -> T:
+        result = self.attempt(probe)
+        if isinstance(result, Failed):
+            raise NotObserved(result)
+        return result
+
+    def attempt(self, probe: Probe[T]) -> T | Failed:
+        """Return the observation, or how the probe failed."""
+        assert self.site is not None
+        try:
+            found: T | Failed = self.observations[(self.site.listener.name, self.site.address, probe.name)]
+        except KeyError:
+            raise Unobserved(probe.name) from None
+        return found
+
+    def everywhere(self, probe: Probe[T]) -> tuple[tuple[Listener, str, T | Failed], ...]:
+        """Return (listener, address, observation or failure) of every site that the probe ran on, in the table's
+        order."""
+        return tuple(
+            (listener, address, self.observations[(listener.name, address, probe.name)])
+            for listener in self.target.listeners
+            for address in self.target.addresses
+            if (listener.name, address, probe.name) in self.observations
+        )
+
+    @property
+    def here(self) -> Site:
+        """Return the site of a requirement that has one."""
+        assert self.site is not None
+        return self.site
+
+
+class Unobserved(Exception):
+    """A probe that a check relies on never ran: the run was cut short."""
+
+
+class NotObserved(Exception):
+    """A probe that a check relies on failed."""
+
+    def __init__(self, failed: Failed) -> None:
+        super().__init__(str(failed))
+        self.failed = failed
+
+
+@dataclass(frozen=True, slots=True)
+class Requirement:
+    """One row of the policy. The four texts are for people; `remedy` names the Postfix parameter.
+
+    `needs_tls` rows count only after a positive TLS handshake on the same site (VER-03): a dead port passes every
+    negative test. `once` rows are judged on the first reachable address of a listener only.
+    """
+
+    id: str
+    scope: Scope
+    title: str
+    expected: str
+    remedy: str
+    source: str
+    probes: tuple[Probe[Any], ...]
+    check: Callable[[Seen], Finding]
+    severity: Severity = Severity.MUST
+    needs: Need = Need.NOTHING
+    needs_tls: bool = False
+    once: bool = False
+    over: Scope = Scope.ALL  # which listeners the probes of a Scope.SERVER row look at
+
+    def looks_at(self, listener: Listener) -> bool:
+        """Whether the row's probes run on a listener."""
+        return self.over.covers(listener) if self.scope is Scope.SERVER else self.scope.covers(listener)
+
+
+def passed(found: str, *, transcript: tuple[Any, ...] = ()) -> Finding:
+    """Return a pass that quotes what was seen."""
+    return Finding(Verdict.PASS, found, transcript)
+
+
+def failed(found: str, *, transcript: tuple[Any, ...] = ()) -> Finding:
+    """Return a failure that quotes what was seen."""
+    return Finding(Verdict.FAIL, found, transcript)
+
+
+def inconclusive(found: str, *, transcript: tuple[Any, ...] = ()) -> Finding:
+    """Return that it could not be judged, and why."""
+    return Finding(Verdict.INCONCLUSIVE, found, transcript)
+
+
+def requirements() -> tuple[Requirement, ...]:
+    """Return every row, in the policy's order.
+
+    Imports the checks, and with them ssl and cryptography, only when called.
+    """
+    from gatepost.verify.checks import general
+
+    return (*general.REQUIREMENTS,)

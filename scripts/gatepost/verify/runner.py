@@ -1,0 +1,238 @@
+"""Runs probes side by side, lets the checks judge, and makes the Report.
+
+Order of things: each port is looked at once (reachable? does it greet?), so that a dead or silent one costs its own
+deadline and nothing else (VER-03, VER-06). Then every probe that some asked-for requirement needs runs once per site,
+at most `PER_PORT` connections to a port and `IN_ALL` altogether. Credentials wait until the certificate of their site
+is judged good.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from datetime import UTC, datetime
+from typing import Any
+
+import gatepost
+from gatepost.errors import GatepostError
+from gatepost.verify.checks import certificate
+from gatepost.verify.checks.certificate import CERTIFICATE
+from gatepost.verify.checks.tls import VERSIONS, has_tls
+from gatepost.verify.model import Finding, Report, Result, Target, Verdict
+from gatepost.verify.registry import NotObserved, Requirement, Scope, Seen, Unobserved, requirements
+from gatepost.verify.wire.probe import Failed, Probe, Site
+from gatepost.verify.wire.reach import REACH
+from gatepost.verify.wire.session import Failure, WireError
+
+Key = tuple[str, str, str]  # listener, address, probe
+PER_PORT = 8
+IN_ALL = 24
+SILENCES = 2  # a port that let this many probes time out at its greeting has gone silent: the rest is not tried
+
+Progress = Callable[[int, int], None]  # probes done, probes in all
+
+
+def run(
+    target: Target, *, only: Collection[str] = (), skip: Collection[str] = (), progress: Progress | None = None
+) -> Report:
+    """Judge the target and return the report; `only` and `skip` take requirement ids.
+
+    KeyboardInterrupt ends the run early with a partial report (`interrupted`). Raises GatepostError for an unknown id.
+    """
+    started, began = datetime.now(UTC), time.monotonic()
+    rows = requirements()
+    unknown = sorted({*only, *skip} - {row.id for row in rows})
+    if unknown:
+        raise GatepostError(
+            f"no such requirement: {', '.join(unknown)}",
+            expected="ids as in the listener policy, such as GEN-NET-01",
+            next_step="gatepost verify --list names all of them.",
+        )
+    asked = [row for row in rows if not only or row.id in only]
+    judged = [row for row in asked if row.id not in skip]
+    watch = Watch(target, progress)
+    interrupted = False
+    try:
+        watch.look(judged)
+    except KeyboardInterrupt:
+        interrupted = True
+    results = [result for row in asked for result in _results(row, watch, skipped=row.id in skip)]
+    return Report(
+        target=target,
+        started=started,
+        seconds=time.monotonic() - began,
+        results=tuple(results),
+        gatepost_version=gatepost.__version__,
+        interrupted=interrupted,
+    )
+
+
+class Watch:
+    """The observations of one run, and how they are gathered."""
+
+    def __init__(self, target: Target, progress: Progress | None = None) -> None:
+        self.target = target
+        self.progress = progress
+        self.cancelled = threading.Event()
+        self.sites = [Site(target, li, a, self.cancelled) for li in target.listeners for a in target.addresses]
+        self.observations: dict[Key, Any] = {}
+        self.seconds: dict[Key, float] = {}
+        self.dead: dict[Site, str] = {}
+        self._silences: dict[Site, int] = {}
+        self._lock = threading.Lock()
+        self._done = self._all = 0
+
+    def look(self, rows: Collection[Requirement]) -> None:
+        """Run every probe that the rows need, once per site. KeyboardInterrupt leaves what was seen so far."""
+        pools: dict[int, ThreadPoolExecutor] = {}
+        ports = {site.listener.port for site in self.sites}
+        try:
+            for port in ports:
+                pools[port] = ThreadPoolExecutor(max(2, min(PER_PORT, IN_ALL // len(ports))), f"port-{port}")
+            reached = {s: pools[s.listener.port].submit(self._observe, s, REACH) for s in self.sites}
+            for site, future in reached.items():
+                future.result()
+                found = self.observations[_key(site, REACH)]
+                why = str(found) if isinstance(found, Failed) else found.dead
+                if why:
+                    self.dead[site] = why
+            futures = [f for site in self.sites for f in self._start(site, rows, pools[site.listener.port])]
+            for future in futures:
+                future.result()
+        finally:
+            self.cancelled.set()
+            for pool in pools.values():
+                pool.shutdown(wait=False, cancel_futures=True)
+
+    def chosen(self, site: Site) -> bool:
+        """Whether once-only work is done here: on the listener's first living address, on the first when none lives."""
+        same = [s for s in self.sites if s.listener == site.listener]
+        living = [s for s in same if s not in self.dead]
+        return site == (living or same)[0]
+
+    def _start(self, site: Site, rows: Collection[Requirement], pool: ThreadPoolExecutor) -> list[Future[None]]:
+        if site in self.dead:
+            return []
+        probes = {p.name: p for row in rows for p in self._probes_at(row, site)}
+        probes.pop(REACH.name, None)
+        futures: list[Future[None]] = []
+        trusted: Future[None] | None = None
+        if any(p.account is not None for p in probes.values()):
+            probes.pop(CERTIFICATE.name, None)
+            trusted = pool.submit(self._observe, site, CERTIFICATE)
+            futures.append(trusted)
+        # Slow ones first, so that their waiting is filled. Those that log in wait for `trusted`, submitted before
+        # them to the same pool, so that it is running or done by then.
+        for probe in sorted(probes.values(), key=lambda p: not p.slow):
+            futures.append(pool.submit(self._observe, site, probe, trusted if probe.account is not None else None))
+        with self._lock:
+            self._all += len(futures)
+        return futures
+
+    def _probes_at(self, row: Requirement, site: Site) -> tuple[Probe[Any], ...]:
+        if row.needs.missing(self.target) or not row.looks_at(site.listener) or (row.once and not self.chosen(site)):
+            return ()
+        probes = (*row.probes, VERSIONS) if row.needs_tls else row.probes
+        return tuple(p for p in probes if not p.once or self.chosen(site))
+
+    def _observe(self, site: Site, probe: Probe[Any], trusted: Future[None] | None = None) -> None:
+        began = time.monotonic()
+        if self.cancelled.is_set():
+            return
+        result: Any
+        try:
+            if trusted is not None:
+                trusted.result()
+            result = self._not_now(site, probe) or probe.run(site)
+        except WireError as error:
+            result = Failed(error.failure, error.detail, error.transcript)
+            if error.failure is Failure.TIMED_OUT:
+                with self._lock:
+                    self._silences[site] = self._silences.get(site, 0) + 1
+        except Exception as error:  # a mistake of ours in one probe costs its own checks, not the run
+            result = Failed(Failure.BROKEN, f"the probe {probe.name} broke: {type(error).__name__}: {error}")
+        with self._lock:
+            self.observations[_key(site, probe)] = result
+            self.seconds[_key(site, probe)] = time.monotonic() - began
+            self._done += 1
+            if self.progress is not None:
+                self.progress(self._done, max(self._all, self._done))
+
+    def _not_now(self, site: Site, probe: Probe[Any]) -> Failed | None:
+        if self._silences.get(site, 0) >= SILENCES:
+            return Failed(Failure.TIMED_OUT, f"{site} has gone silent in the course of this run")
+        why = self.distrusted(site) if probe.account is not None else ""
+        return Failed(Failure.NOT_TRIED, why) if why else None
+
+    def distrusted(self, site: Site) -> str:
+        """Return why real credentials must not be shown to this site; empty in the lab, or when CRT-01 and CRT-02
+        pass."""
+        if self.target.lab:
+            return ""
+        seen = Seen(self.target, site, self.observations)
+        for name, check in (("CRT-01", certificate.chain), ("CRT-02", certificate.name)):
+            try:
+                finding = check(seen)
+            except (NotObserved, KeyError):
+                return f"credentials are not shown to a server whose {name} could not be judged"
+            if finding.verdict is not Verdict.PASS:
+                return f"credentials are not shown to a server whose {name} did not pass: {finding.found}"
+        return ""
+
+
+def _key(site: Site, probe: Probe[Any]) -> Key:
+    return (site.listener.name, site.address, probe.name)
+
+
+def _results(row: Requirement, watch: Watch, *, skipped: bool) -> Iterator[Result]:
+    if row.scope is Scope.SERVER:
+        yield _result(row, watch, None, skipped=skipped)
+        return
+    for site in watch.sites:
+        if row.scope.covers(site.listener) and not (row.once and not watch.chosen(site)):
+            yield _result(row, watch, site, skipped=skipped)
+
+
+def _result(row: Requirement, watch: Watch, site: Site | None, *, skipped: bool) -> Result:
+    finding = _finding(row, watch, site, skipped=skipped)
+    keys = [_key(site, p) for p in row.probes] if site else []
+    return Result(
+        id=row.id,
+        listener=site.listener.name if site else None,
+        port=site.listener.port if site else None,
+        address=site.address if site else None,
+        severity=finding.severity or row.severity,
+        verdict=finding.verdict,
+        title=row.title,
+        found=finding.found,
+        expected=row.expected,
+        remedy=row.remedy,
+        source=row.source,
+        seconds=max((watch.seconds.get(k, 0.0) for k in keys), default=0.0),
+        transcript=finding.transcript,
+    )
+
+
+def _finding(row: Requirement, watch: Watch, site: Site | None, *, skipped: bool) -> Finding:
+    if skipped:
+        return Finding(Verdict.NOT_RUN, "left out on request (--skip)")
+    missing = row.needs.missing(watch.target)
+    if missing:
+        return Finding(Verdict.NOT_RUN, missing)
+    others = [p for p in row.probes if p.name != REACH.name]
+    if site in watch.dead and others:
+        return Finding(Verdict.NOT_RUN, f"the port does not answer (GEN-NET-01, GEN-BAN-01): {watch.dead[site]}")
+    seen = Seen(watch.target, site, watch.observations)
+    try:
+        if row.needs_tls and site is not None and not has_tls(seen):
+            return Finding(Verdict.NOT_RUN, "no TLS handshake succeeded on this port (TLS-VER-01, TLS-VER-02)")
+        return row.check(seen)
+    except NotObserved as error:
+        verdict = Verdict.NOT_RUN if error.failed.failure is Failure.NOT_TRIED else Verdict.INCONCLUSIVE
+        return Finding(verdict, str(error.failed), error.failed.transcript)
+    except Unobserved:
+        return Finding(Verdict.NOT_RUN, "the run was interrupted before this was looked at")
+    except Exception as error:  # a mistake in one check must be seen in its own row and must not end the run
+        return Finding(Verdict.INCONCLUSIVE, f"the check broke: {type(error).__name__}: {error}")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 
-from gatepost.verify.model import Finding
+from gatepost.verify.model import Finding, Verdict
 from gatepost.verify.registry import failed, inconclusive, passed
 from gatepost.verify.wire.probe import Told, is_limit
 from gatepost.verify.wire.session import Answer, Ended, Reply
@@ -37,3 +37,22 @@ def judge(told: Told, good: Callable[[Reply], bool], *, close_passes: bool = Fal
     if is_limit(answer):
         return inconclusive(f"the server answered by a limit: {found}", transcript=told.transcript)
     return failed(found, transcript=told.transcript)
+
+
+def together(findings: Iterable[Finding]) -> Finding:
+    """Make one finding of several about the same requirement: failed if one is, else inconclusive if one is.
+
+    What decided it is quoted; a pass quotes all.
+    """
+    findings = tuple(findings)
+    for verdict in (Verdict.FAIL, Verdict.INCONCLUSIVE, Verdict.PASS):
+        deciding = [finding for finding in findings if finding.verdict is verdict]
+        if deciding:
+            found = "\n".join(dict.fromkeys(finding.found for finding in deciding))
+            return Finding(verdict, found, tuple(line for finding in deciding for line in finding.transcript))
+    raise ValueError("no findings")
+
+
+def extensions(reply: Reply) -> str:
+    """Return what an EHLO reply offers, as people read it."""
+    return ", ".join(reply.keywords) or "nothing"

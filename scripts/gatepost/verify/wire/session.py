@@ -219,12 +219,16 @@ class Session:
     def handshake(
         self, *, verify: bool = False, context: ssl.SSLContext | None = None, server_name: str | None = None
     ) -> None:
-        """Shake hands on the open connection (TLS 1.2 or 1.3 by default; certificate judged only where `verify`)."""
+        """Shake hands on the open connection (TLS 1.2 or 1.3 by default; certificate judged only where `verify`).
+
+        `server_name` is the name for SNI: the target's by default, an empty string sends none.
+        """
         context = context or client_context(self.site, verify=verify)
         assert self._socket is not None
         self._socket.settimeout(max(0.01, min(REPLY_SECONDS, self._end - time.monotonic())))
         try:
-            self._socket = context.wrap_socket(self._socket, server_hostname=server_name or self.site.target.hostname)
+            name = self.site.target.hostname if server_name is None else server_name or None
+            self._socket = context.wrap_socket(self._socket, server_hostname=name)
         except TimeoutError:
             raise self.failure(Failure.TIMED_OUT, "no end of the TLS handshake") from None
         except ssl.SSLCertVerificationError as error:

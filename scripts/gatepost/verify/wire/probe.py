@@ -60,7 +60,21 @@ class Site:
     @property
     def address_literal(self) -> str:
         """Return the server's address as in a mail address (RFC 5321 §4.1.3): [192.0.2.1] or [IPv6:2001:db8::1]."""
-        return f"[IPv6:{self.address}]" if ":" in self.address else f"[{self.address}]"
+        return _literal(self.address)
+
+    @property
+    def own_literal(self) -> str:
+        """Return our own address in the same form, as this machine's routing chooses it; nothing is sent."""
+        family = socket.AF_INET6 if ":" in self.address else socket.AF_INET
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            if self.target.source_address is not None:
+                probe.bind((self.target.source_address, 0))
+            probe.connect((self.address, self.listener.port))
+            return _literal(str(probe.getsockname()[0]))
+
+
+def _literal(address: str) -> str:
+    return f"[IPv6:{address}]" if ":" in address else f"[{address}]"
 
 
 @cache

@@ -1,0 +1,132 @@
+"""What `gatepost verify` judges and where its reports lie: from an environment, or from the command line alone."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gatepost import credentials, environment, inventory, listeners
+from gatepost.errors import GatepostError
+from gatepost.settings import Settings, User
+from gatepost.verify.model import Account, ExitCode, Report, Target
+
+REPORTS_KEPT = 20
+
+
+def table_of(
+    directory: Path, given: Path | None, standing: inventory.Standing | None = None
+) -> listeners.ListenerTable:
+    """Return the table to go by: the one given, else the one deployed, else the environment's own, else the default."""
+    own = directory / "listeners.yml"
+    path = given or (standing.listeners_file if standing else own if own.is_file() else None)
+    return listeners.load(path)
+
+
+def target_of(settings: Settings, standing: inventory.Standing, table: listeners.ListenerTable) -> Target:
+    """Return the environment's server as something to judge."""
+    server = standing.servers[0]
+    return Target(
+        hostname=settings.hostname,
+        addresses=server.addresses,
+        listeners=table.listeners,
+        listeners_file=table.path,
+        listeners_digest=table.digest,
+        domains=settings.domains,
+        outside_domain=settings.outside_domain,
+        accounts=tuple(_account(user) for user in settings.probes),
+        ca_file=settings.client_ca_file,
+        lab=settings.cloud == "local",
+    )
+
+
+def _account(user: User) -> Account:
+    return Account(user.address, credentials.password(user), next(iter(user.aliases), None))
+
+
+def account_from(address: str | None, password_file: Path | None, option: str) -> Account | None:
+    """Return the account that two command line options name, or None when neither is there."""
+    if address is None and password_file is None:
+        return None
+    if address is None or password_file is None:
+        missing = option if address is None else option.replace("account", "password-file")
+        raise GatepostError(f"{missing} is missing", expected="an address and the file with its password, together")
+    return Account(address, credentials.password(User(address, password_file)))
+
+
+def resolve(host: str) -> tuple[str, ...]:
+    """Return the IP addresses of a host, IPv4 first; raise GatepostError when it has none."""
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise GatepostError(
+            f"{host}: no address: {reason}",
+            expected="a host name with an A or AAAA record, or an IP address",
+            next_step="Check the name and this computer's resolver: getent ahosts " + host,
+        ) from error
+    addresses = dict.fromkeys(str(entry[4][0]) for entry in found)
+    return tuple(sorted(addresses, key=lambda address: ":" in address))
+
+
+def judge(
+    target: Target,
+    *,
+    only: Collection[str] = (),
+    skip: Collection[str] = (),
+    progress: Callable[[int, int], None] | None = None,
+) -> Report:
+    """Run the checks. Ctrl-C gives a partial report."""
+    from gatepost.verify import runner
+
+    return runner.run(target, only=only, skip=skip, progress=progress)
+
+
+def write_html(report: Report, path: Path) -> None:
+    """Write the HTML page."""
+    from gatepost.verify.report import html
+
+    environment.write(path, html.render(report), 0o644)
+
+
+def keep(report: Report, directory: Path) -> Path:
+    """Write the report as JSON and HTML under its time and as last.json and last.html; return the latter's path."""
+    from gatepost.verify.report import as_json
+
+    environment.private_directory(directory)
+    name = f"{report.started:%Y%m%dT%H%M%SZ}"
+    for ending, text in (("json", as_json.to_json(report)),):
+        environment.write(directory / f"{name}.{ending}", text)
+        environment.write(directory / f"last.{ending}", text)
+    for path in (directory / f"{name}.html", directory / "last.html"):
+        write_html(report, path)
+    for ending in ("json", "html"):
+        for old in sorted(directory.glob(f"[0-9]*.{ending}"))[:-REPORTS_KEPT]:
+            old.unlink(missing_ok=True)
+    return directory / "last.html"
+
+
+@dataclass(frozen=True, slots=True)
+class LastReport:
+    """The last verification of an environment."""
+
+    verdict: str
+    exit_code: ExitCode
+    started: str  # ISO 8601, UTC
+    json_file: Path
+    html_file: Path
+
+
+def last(directory: Path) -> LastReport | None:
+    """Return the last report of an environment, or None when there is none that can be read."""
+    path = directory / "last.json"
+    try:
+        document: dict[str, Any] = json.loads(path.read_text())
+        return LastReport(
+            document["verdict"], ExitCode(document["exit_code"]), document["started"], path, directory / "last.html"
+        )
+    except (OSError, ValueError, KeyError):
+        return None

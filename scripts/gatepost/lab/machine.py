@@ -25,7 +25,7 @@ from gatepost.lab import firewall, host, images, network, resolver, store
 
 DIRECTORY = host.DIRECTORY / "machines"
 SSH_PORT = 22
-_RELEASE_OF_HOST_KEY = "etc/ssh/ssh_host_ed25519_key.pub"
+_HOST_KEY = "etc/ssh/ssh_host_ed25519_key.pub"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,12 +60,6 @@ class Machine:
     mx_for: tuple[str, ...]
 
 
-class BootError(GatepostError):
-    """The machine exists and did not come up; `machine` is what there is of it."""
-
-    machine: Machine | None = None
-
-
 def root_of(name: str) -> Path:
     """Return the path at which a machine's root file system is mounted on this host."""
     return DIRECTORY / name / "root"
@@ -89,8 +83,8 @@ def create(
 ) -> Machine:
     """Make a machine and boot it until SSH listens.
 
-    What an earlier attempt of ours left half-made is wiped first. Raises GatepostError when the name, device or directory is
-    another's, or before anything exists; BootError when the machine exists and did not come up.
+    What an earlier attempt of ours left half-made is wiped first. Raises GatepostError; when the machine exists by then and
+    only did not come up, it is in the book (`describe` tells what there is of it, `destroy` removes it).
     """
     store.check_name("machine", spec.name)
     with _alone(spec.name):
@@ -102,22 +96,12 @@ def create(
             try:
                 _furnish(spec)
                 _start(spec.name, spec.boot_timeout, cancelled)
-            except GatepostError as error:
-                raise _with_machine(error, spec.name) from error
             except OSError as error:
-                raise _with_machine(store.disk_error(error), spec.name) from error
+                raise store.disk_error(error) from error
         with store.edit() as book:
             book["machines"][spec.name]["phase"] = "ready"
             record = book["machines"][spec.name]
         return _described(spec.name, record, status="running", network_ok=True)
-
-
-def _with_machine(error: GatepostError, name: str) -> BootError:
-    boot_error = BootError(error.found, expected=error.expected, next_step=error.next_step)
-    record = store.read()["machines"].get(name)
-    if record:
-        boot_error.machine = _described(name, record, status="stopped", network_ok=False)
-    return boot_error
 
 
 def _claim(spec: Spec, image: images.Image) -> None:
@@ -312,7 +296,7 @@ def _start(name: str, boot_timeout: float, cancelled: threading.Event | None) ->
 
     def settled() -> bool:
         nonlocal came_up
-        came_up = listens() and (root / _RELEASE_OF_HOST_KEY).exists()
+        came_up = listens() and (root / _HOST_KEY).exists()
         return came_up or ended()
 
     in_time = host.wait_for(settled, timeout=boot_timeout, cancelled=cancelled)
@@ -362,10 +346,7 @@ def update(
             record = book["machines"][name]
             record["firewall"] = firewall_name
             record["mx_for"] = list(mx_for)
-        try:
-            _start(name, boot_timeout, cancelled)
-        except GatepostError as error:
-            raise _with_machine(error, name) from error
+        _start(name, boot_timeout, cancelled)
         return _described(name, record, status="running", network_ok=True)
 
 
@@ -385,9 +366,15 @@ def read(name: str, identity: str) -> Machine | None:
     record = book["machines"].get(name)
     if not record or record["uuid"] != identity or not _has_disk(name, record):
         return None
+    return describe(name)
+
+
+def describe(name: str) -> Machine:
+    """Return what there is of a machine of ours, whatever its state."""
+    book = store.read()
     running = bool(host.machine_leaders(root_of(name), _namespace(name)))
     status: Literal["running", "stopped"] = "running" if running else "stopped"
-    return _described(name, record, status=status, network_ok=_network_ok(book, name))
+    return _described(name, book["machines"][name], status=status, network_ok=_network_ok(book, name))
 
 
 def _has_disk(name: str, record: dict[str, Any]) -> bool:
@@ -400,7 +387,7 @@ def _described(
     key = ""
     with contextlib.suppress(OSError):
         # Read from the upper directory, which is there also while the overlay is not mounted.
-        text = (DIRECTORY / name / "upper" / _RELEASE_OF_HOST_KEY).read_text()
+        text = (DIRECTORY / name / "upper" / _HOST_KEY).read_text()
         key = " ".join(text.split()[:2])
     return Machine(
         name=name,

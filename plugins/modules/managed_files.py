@@ -1,0 +1,329 @@
+#!/usr/bin/python
+# Copyright: Gatepost contributors
+# MIT licence (see LICENSE)
+"""Keep a service's files as given, checked before they replace the live ones. Runs on the server, standard library only."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: managed_files
+short_description: Keep a service's configuration files as given, checked before they go live
+description:
+  - Takes all files of a service at once, so that one round trip compares every one of them (content, owner, mode, and
+    whether a Postfix table was compiled from the source that lies beside it).
+  - Where something differs, the new files are first put into a private copy of the directory, tables are compiled there,
+    and the service's own checker is run over it. Any text on standard error is a failure, since C(postconf) exits 0 on
+    misspelt parameters. A failure leaves the live files as they were.
+  - Each file is replaced by a rename, so that a reader sees the old or the new one.
+  - Works in check mode on a host where the service is not installed yet.
+options:
+  files:
+    description: The files, with their whole content.
+    type: list
+    elements: dict
+    required: true
+    suboptions:
+      path: {description: Absolute path., type: path, required: true}
+      content: {description: Whole content., type: str}
+      secret_content: {description: The same for a content that no log and no diff may show., type: str}
+      owner: {description: User., type: str, default: root}
+      group: {description: Group., type: str, default: root}
+      mode: {description: Octal mode., type: str, default: "0644"}
+      compile: {description: Command that makes PATH.db from it., type: str, choices: [postmap, postalias]}
+  directories:
+    description: Directories that must exist.
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      path: {description: Absolute path., type: path, required: true}
+      owner: {description: User., type: str, default: root}
+      group: {description: Group., type: str, default: root}
+      mode: {description: Octal mode., type: str, default: "0755"}
+  directory:
+    description: Directory whose copy, with the new files in place, the checks are shown.
+    type: path
+    required: true
+  checks:
+    description: Commands, each a list; C({candidate}) stands for the copy.
+    type: list
+    elements: list
+    default: []
+  unit:
+    description: systemd unit that reads the files.
+    type: str
+  reads:
+    description: Further files that the unit reads and something else writes.
+    type: list
+    elements: path
+    default: []
+author: [Gatepost contributors]
+"""
+
+EXAMPLES = r"""
+- name: Dovecot's configuration is as rendered
+  managed_files:
+    directory: /etc/dovecot
+    files:
+      - {path: /etc/dovecot/dovecot.conf, content: "{{ lookup('ansible.builtin.template', 'etc/dovecot/dovecot.conf.j2') }}"}
+    checks: [[doveconf, -n, -c, "{candidate}/dovecot.conf"]]
+    unit: dovecot
+"""
+
+RETURN = r"""
+replaced:
+  description: Paths whose content, owner, mode or table differed.
+  type: list
+  elements: str
+  returned: always
+installed:
+  description: Whether O(directory) exists; false in check mode alone, on a host that has not got the package yet.
+  type: bool
+  returned: always
+outdated:
+  description:
+    - Files of O(files) and O(reads) that are newer than the unit's last start or reload. It stays so until that happens,
+      even when a run was interrupted in between.
+  type: list
+  elements: str
+  returned: always
+"""
+
+import grp
+import os
+import pwd
+import shutil
+import subprocess
+import tempfile
+import time
+
+from ansible.module_utils.basic import AnsibleModule
+
+
+class Refused(Exception):
+    """The candidate did not pass; nothing was replaced."""
+
+
+def read(path):
+    """Return the file's text, or None where there is none."""
+    try:
+        with open(path, encoding="utf-8", errors="surrogateescape") as stream:
+            return stream.read()
+    except OSError:
+        return None
+
+
+def ids(file):
+    """Return the numeric owner and group, or None for one that does not exist (yet)."""
+    try:
+        owner = pwd.getpwnam(file["owner"]).pw_uid
+    except KeyError:
+        owner = None
+    try:
+        group = grp.getgrnam(file["group"]).gr_gid
+    except KeyError:
+        group = None
+    return owner, group
+
+
+def attributes(path):
+    """Return (owner, group, mode) of an existing path, else None."""
+    try:
+        found = os.lstat(path)
+    except OSError:
+        return None
+    return found.st_uid, found.st_gid, found.st_mode & 0o7777
+
+
+def entries(text):
+    """Return the entries of a table's source, or of what `postmap -s` and `postalias -s` print, as a dict."""
+    pairs = (line.split(None, 1) for line in text.splitlines() if line.strip() and not line.startswith("#"))
+    # postalias(1) adds entries of its own, which an NIS server wants.
+    return {
+        pair[0].rstrip(":").lower(): pair[1].strip() if len(pair) > 1 else ""
+        for pair in pairs
+        if not pair[0].startswith(("YP_", "@:"))
+    }
+
+
+def table_is_current(path, compiler):
+    """Tell whether PATH.db is no older than its source and holds the same entries."""
+    try:
+        if os.stat(path + ".db").st_mtime < os.stat(path).st_mtime:
+            return False
+    except OSError:
+        return False
+    shown = subprocess.run([compiler, "-s", "hash:" + path], capture_output=True, text=True, check=False)
+    return shown.returncode == 0 and entries(shown.stdout) == entries(read(path))
+
+
+def differs(file):
+    """Tell whether the live file or its table is not as wanted."""
+    path = file["path"]
+    owner, group = ids(file)
+    if read(path) != file["content"] or attributes(path) != (owner, group, int(file["mode"], 8)):
+        return True
+    return bool(file["compile"]) and not table_is_current(path, file["compile"])
+
+
+def misplaced(directory):
+    """Tell whether the directory is missing, or its owner or mode is not as wanted."""
+    owner, group = ids(directory)
+    return not os.path.isdir(directory["path"]) or attributes(directory["path"]) != (owner, group, int(directory["mode"], 8))
+
+
+def run(command):
+    """Run a checker; any text on standard error is a failure."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+    except FileNotFoundError as error:
+        raise Refused(f"{command[0]} is not installed") from error
+    if done.returncode != 0 or done.stderr.strip():
+        raise Refused(f"{' '.join(command)} (exit {done.returncode}):\n{(done.stderr or done.stdout).strip()}")
+
+
+def check(directory, files, checks):
+    """Build the candidate beside the live directory, compile its tables and run the checks over it."""
+    scratch = tempfile.mkdtemp(prefix="." + os.path.basename(directory) + ".", dir=os.path.dirname(directory))
+    try:
+        candidate = os.path.join(scratch, os.path.basename(directory))
+        shutil.copytree(directory, candidate, symlinks=True, ignore=shutil.ignore_patterns("*.db"))
+        for file in files:
+            place = os.path.join(candidate, os.path.basename(file["path"]))
+            with open(place, "w", encoding="utf-8", errors="surrogateescape") as stream:
+                stream.write(file["content"])
+            if file["compile"]:
+                run([file["compile"], "hash:" + place])
+        for command in checks:
+            run([word.replace("{candidate}", candidate) for word in command])
+    finally:
+        shutil.rmtree(scratch)
+
+
+def known_ids(entry):
+    """Return the numeric owner and group, which must exist by now."""
+    owner, group = ids(entry)
+    if owner is None or group is None:
+        raise Refused(f"{entry['path']}: there is no user {entry['owner']} or no group {entry['group']}")
+    return owner, group
+
+
+def place(directory):
+    """Make the directory, or set its owner and mode right."""
+    owner, group = known_ids(directory)
+    os.makedirs(directory["path"], mode=0o700, exist_ok=True)
+    os.chown(directory["path"], owner, group)
+    os.chmod(directory["path"], int(directory["mode"], 8))
+
+
+def replace(file):
+    """Rename a complete file over the live one, so that it never holds half of the content or the wrong mode."""
+    path = file["path"]
+    owner, group = known_ids(file)
+    if read(path) != file["content"] or os.path.islink(path):
+        handle, temporary = tempfile.mkstemp(prefix="." + os.path.basename(path) + ".", dir=os.path.dirname(path))
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8", errors="surrogateescape") as stream:
+                stream.write(file["content"])
+                os.fchown(stream.fileno(), owner, group)
+                os.fchmod(stream.fileno(), int(file["mode"], 8))
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.rename(temporary, path)
+        except BaseException:
+            os.unlink(temporary)
+            raise
+    else:
+        os.chown(path, owner, group)
+        os.chmod(path, int(file["mode"], 8))
+    if file["compile"] and not table_is_current(path, file["compile"]):
+        run([file["compile"], "hash:" + path])
+
+
+def outdated(unit, paths):
+    """Return the paths written since the unit last started or reloaded."""
+    shown = subprocess.run(
+        ["systemctl", "show", "-P", "StateChangeTimestampMonotonic", unit], capture_output=True, text=True, check=False
+    ).stdout.strip()
+    if not shown.isdigit() or shown == "0":
+        return []
+    now = time.time()
+    since = now - time.clock_gettime(time.CLOCK_MONOTONIC) + int(shown) / 1e6
+    # A time in the future tells of a clock that was set back, not of a change.
+    return [path for path in paths if os.path.exists(path) and since < os.stat(path).st_mtime <= now]
+
+
+def main():
+    """Run the module."""
+    entry = {
+        "path": {"type": "path", "required": True},
+        "owner": {"type": "str", "default": "root"},
+        "group": {"type": "str", "default": "root"},
+    }
+    directory = {**entry, "mode": {"type": "str", "default": "0755"}}
+    file = {
+        **entry,
+        "mode": {"type": "str", "default": "0644"},
+        "content": {"type": "str"},
+        "secret_content": {"type": "str", "no_log": True},
+        "compile": {"type": "str", "choices": ["postmap", "postalias"]},
+    }
+    module = AnsibleModule(
+        argument_spec={
+            "files": {
+                "type": "list",
+                "elements": "dict",
+                "required": True,
+                "options": file,
+                "required_one_of": [("content", "secret_content")],
+                "mutually_exclusive": [("content", "secret_content")],
+            },
+            "directories": {"type": "list", "elements": "dict", "default": [], "options": directory},
+            "directory": {"type": "path", "required": True},
+            "checks": {"type": "list", "elements": "list", "default": []},
+            "unit": {"type": "str"},
+            "reads": {"type": "list", "elements": "path", "default": []},
+        },
+        supports_check_mode=True,
+    )
+    files = module.params["files"]
+    for entry in files:
+        entry["secret"] = entry["content"] is None
+        if entry["secret"]:
+            entry["content"] = entry["secret_content"]
+    wrong_files = [entry for entry in files if differs(entry)]
+    wrong_directories = [entry for entry in module.params["directories"] if misplaced(entry)]
+    replaced = [entry["path"] for entry in wrong_directories + wrong_files]
+    installed = os.path.isdir(module.params["directory"])
+    result = {"changed": bool(replaced), "replaced": replaced, "installed": installed, "outdated": []}
+    if module._diff:
+        result["diff"] = [
+            {
+                "before_header": entry["path"],
+                "after_header": entry["path"],
+                "before": "" if entry["secret"] else read(entry["path"]) or "",
+                "after": "" if entry["secret"] else entry["content"],
+            }
+            for entry in wrong_files
+        ]
+    if module.check_mode and not installed:
+        module.exit_json(**result)
+    try:
+        if wrong_files:
+            if not installed:
+                raise Refused(f"{module.params['directory']} is missing: its package is not installed")
+            check(module.params["directory"], files, module.params["checks"])
+        if not module.check_mode:
+            for entry in wrong_directories:
+                place(entry)
+            for entry in wrong_files:
+                replace(entry)
+    except (Refused, OSError) as refused:
+        module.fail_json(msg=f"The new configuration was refused; the live files are as they were. {refused}")
+    if module.params["unit"]:
+        result["outdated"] = outdated(module.params["unit"], [entry["path"] for entry in files] + module.params["reads"])
+    module.exit_json(**result)
+
+
+if __name__ == "__main__":
+    main()

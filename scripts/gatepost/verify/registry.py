@@ -173,6 +173,11 @@ def requirements() -> tuple[Requirement, ...]:
 
     Imports the checks, and with them ssl and cryptography, only when called.
     """
-    from gatepost.verify.checks import general
+    from gatepost.verify.checks import general, implicit, relay, submission
 
-    return (*general.REQUIREMENTS,)
+    return (
+        *general.REQUIREMENTS,
+        *relay.REQUIREMENTS,
+        *submission.REQUIREMENTS,
+        *implicit.REQUIREMENTS,
+    )

@@ -1,0 +1,531 @@
+"""Chapter 3 of the policy: a listener between servers takes mail for its own domains and relays for nobody (MX)."""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Callable, Iterator
+from functools import cache
+
+from gatepost.verify.checks.answers import acceptance, extensions, judge, refusal, together
+from gatepost.verify.model import Finding, Verdict
+from gatepost.verify.registry import Need, NotObserved, Requirement, Scope, Seen, failed, inconclusive, passed
+from gatepost.verify.wire.probe import Case, Dialogue, Failed, Probe, Site, Told, case, dialogue
+from gatepost.verify.wire.session import Failure, Reply, plain
+from gatepost.verify.wire.starttls import UPGRADE
+
+_FORMS_PER_PROBE = 8  # two connections each: many short ones side by side
+_NOBODY = "gatepost-nobody"
+
+
+def sender(site: Site) -> str:
+    """Return the foreign envelope sender that we use: in the outside domain, which the server can look up."""
+    return f"gatepost-probe@{site.outside}"
+
+
+def recipient(site: Site) -> str:
+    """Return U: somebody who gets mail here. Without an account that is postmaster (RFC 5321 §4.5.1)."""
+    own = (a.address for a in site.target.accounts if a.address.rpartition("@")[2].lower() in site.target.domains)
+    return next(own, f"postmaster@{site.domain}")
+
+
+@cache
+def unknown_user() -> str:
+    """Return NX's local part: nobody has it, and a server cannot know it beforehand. One for the whole run."""
+    return f"gatepost-no-such-user-{secrets.token_hex(4)}"
+
+
+def _elsewhere(site: Site) -> str:
+    """Return a second foreign domain: one that takes no mail and belongs to nobody (RFC 2606)."""
+    hosted = {site.outside, *site.target.domains}
+    return next((d for d in ("example.org", "example.net", "example.com") if d not in hosted), "example.invalid")
+
+
+def envelope(label: str, mail_from: str, *rcpt_to: str) -> Case:
+    """Return a transaction up to RCPT, which ends with the first refusal."""
+    return case(label, f"MAIL FROM:{mail_from}", *(f"RCPT TO:{to}" for to in rcpt_to), stop_on_error=True)
+
+
+# -- TLS and AUTH ------------------------------------------------------------------------------------------------------
+
+
+def _auth(site: Site) -> Iterator[Case]:
+    yield case("AUTH", f"AUTH PLAIN {plain(f'gatepost-probe@{site.target.hostname}', secrets.token_hex(8))}")
+
+
+AUTH_CLEAR = dialogue("relay-auth-clear", _auth, tls=False)
+AUTH_TLS = dialogue("relay-auth-tls", _auth)
+
+
+def starttls_offered(seen: Seen) -> Finding:
+    """MX-TLS-01."""
+    reply = seen[AUTH_CLEAR].ehlo_clear
+    if reply is None:
+        return Finding(Verdict.NOT_APPLICABLE, "TLS is implicit here")
+    found = f"EHLO in clear offers {extensions(reply)}"
+    return passed(found) if reply.keyword("STARTTLS") is not None else failed(found)
+
+
+def upgrade(seen: Seen) -> Finding:
+    """MX-TLS-02: the handshake completes, and what was said before it is forgotten."""
+    observed = seen.attempt(UPGRADE)
+    if isinstance(observed, Failed):
+        if observed.failure in (Failure.TLS_FAILED, Failure.TLS_REJECTED, Failure.GARBAGE):
+            return failed(str(observed), transcript=observed.transcript)
+        raise NotObserved(observed)
+    found = f"MAIL before the new EHLO: {observed.early_mail}; the new EHLO: {observed.ehlo}"
+    early, ehlo = observed.early_mail, observed.ehlo
+    if not isinstance(early, Reply) or not isinstance(ehlo, Reply):
+        return inconclusive(found, transcript=observed.transcript)
+    good = early.code == 503 and ehlo.code == 250 and ehlo.keyword("STARTTLS") is None
+    if ehlo.keyword("STARTTLS") is not None:
+        found += "; it offers STARTTLS again"
+    return (passed if good else failed)(found, transcript=observed.transcript)
+
+
+def clear_is_taken(seen: Seen) -> Finding:
+    """MX-TLS-03: mail in clear is taken; other reasons to refuse it are MX-RCV-01's."""
+    told = seen[RECEIVE]["U"]
+    if isinstance(told.last, Reply) and told.last.code == 250:
+        return acceptance(told)
+    if isinstance(told.last, Reply) and told.last.code == 530:
+        return failed(str(told), transcript=told.transcript)
+    return inconclusive(f"refused, but not for want of TLS (see MX-RCV-01): {told}", transcript=told.transcript)
+
+
+def no_auth_offered(seen: Seen) -> Finding:
+    """MX-AUTH-01: neither in clear nor inside TLS."""
+    return _clear_and_tls(seen, AUTH_CLEAR, AUTH_TLS, _auth_line)
+
+
+def _auth_line(observed: Dialogue, where: str) -> Finding:
+    reply = observed.ehlo_tls or observed.ehlo_clear
+    assert reply is not None
+    lines = [line for line in reply.keywords if line.upper().startswith("AUTH")]
+    return failed(f"{where}: {', '.join(lines)}") if lines else passed(f"{where}: EHLO offers {extensions(reply)}")
+
+
+def auth_unknown(seen: Seen) -> Finding:
+    """MX-AUTH-02: AUTH is no command here. 500 and 502 say the same as Postfix's 503."""
+    return _clear_and_tls(
+        seen, AUTH_CLEAR, AUTH_TLS, lambda d, where: _where(refusal(d["AUTH"], (500, 502, 503)), where)
+    )
+
+
+def _clear_and_tls(
+    seen: Seen, clear: Probe[Dialogue], inside: Probe[Dialogue], check: Callable[[Dialogue, str], Finding]
+) -> Finding:
+    """Judge the same dialogue in clear and inside TLS; a failure in clear needs no second one.
+
+    A server that offers no STARTTLS is judged by what it says in clear.
+    """
+    if seen.here.listener.is_implicit:
+        return check(seen[inside], "inside TLS")
+    outside = seen[clear]
+    finding = check(outside, "in clear")
+    no_tls = outside.ehlo_clear is not None and outside.ehlo_clear.keyword("STARTTLS") is None
+    if finding.verdict is Verdict.FAIL or no_tls:
+        return finding
+    return together((finding, check(seen[inside], "inside TLS")))
+
+
+def _where(finding: Finding, where: str) -> Finding:
+    return Finding(finding.verdict, f"{where}: {finding.found}", finding.transcript)
+
+
+# -- Relaying ----------------------------------------------------------------------------------------------------------
+
+_ROUTED = "allow_untrusted_routing = no (the default)"
+_FORMS: tuple[tuple[str, str, str], ...] = (  # policy §3.1: number, RCPT TO, what guards it besides relay restrictions
+    ("01", "<V@OUT>", ""),
+    ("02", "<V%OUT@DOM>", _ROUTED),
+    ("03", "<V%OUT@HN>", _ROUTED),
+    ("04", "<OUT!V>", _ROUTED),
+    ("05", "<OUT!V@DOM>", _ROUTED),
+    ("06", "<@DOM:V@OUT>", ""),
+    ("07", "<@HN:V@OUT>", ""),
+    ("08", '<"V@OUT">', "resolve_dequoted_address = yes (the default)"),
+    ("09", '<"V@OUT"@DOM>', "resolve_dequoted_address = yes (the default)"),
+    ("10", "<V@CLIENT>", ""),
+    ("11", "<V@SERVER>", "smtpd_reject_unlisted_recipient = yes"),
+    ("12", "<V%OUT>", _ROUTED),
+    ("13", "<V@OUT@DOM>", _ROUTED),
+    ("14", '<"V%OUT">', _ROUTED),
+    ("15", "<V%OUT@SERVER>", _ROUTED),
+    ("16", "<V@gatepost-sub.DOM>", "no relay_domains, and parent_domain_matches_subdomains without relay_domains"),
+    ("17", "<V@OUT.>", ""),
+    ("18", "V@OUT", "strict_rfc821_envelopes = yes"),
+    ("19", '<"OUT!V"@DOM>', _ROUTED),
+    ("20", "<V%OUT@localhost>", _ROUTED),
+    ("21", "<V@DOM.OUT>", "no relay_domains"),
+    ("22", "<@OUT:V@DOM>", "smtpd_reject_unlisted_recipient = yes and a complete list of recipients"),
+)
+_PLACEHOLDER = re.compile("V|OUT|DOM|HN|CLIENT|SERVER")
+
+
+def _address(site: Site, form: str) -> str:
+    values = {
+        "V": _NOBODY,
+        "OUT": site.outside,
+        "DOM": site.domain,
+        "HN": site.target.hostname,
+        "CLIENT": site.own_literal if "CLIENT" in form else "",
+        "SERVER": site.address_literal,
+    }
+    return _PLACEHOLDER.sub(lambda match: values[match.group()], form)
+
+
+def _relay_cases(forms: tuple[tuple[str, str, str], ...]) -> Callable[[Site], Iterator[Case]]:
+    def cases(site: Site) -> Iterator[Case]:
+        for number, form, _ in forms:
+            yield envelope(number, f"<{sender(site)}>", _address(site, form))
+            if number == "01":  # a relay that is open for some domains only
+                yield envelope("01 elsewhere", f"<{sender(site)}>", f"<{_NOBODY}@{_elsewhere(site)}>")
+
+    return cases
+
+
+_BATCHES = tuple(_FORMS[at : at + _FORMS_PER_PROBE] for at in range(0, len(_FORMS), _FORMS_PER_PROBE))
+_RELAY = {
+    form[0]: (clear, inside)
+    for batch in _BATCHES
+    for clear, inside in [
+        (
+            dialogue(f"relay-clear-{batch[0][0]}", _relay_cases(batch), tls=False),
+            dialogue(f"relay-tls-{batch[0][0]}", _relay_cases(batch)),
+        )
+    ]
+    for form in batch
+}
+
+
+def not_relayed(told: Told) -> Finding:
+    """Refused with 5xx."""
+    return _sender_unknown(told) or refusal(told)
+
+
+def taken(told: Told) -> Finding:
+    """Accepted at RCPT."""
+    return _sender_unknown(told) or acceptance(told)
+
+
+def _sender_unknown(told: Told) -> Finding | None:
+    """A server that could not look up our sender's domain (450 4.1.8) did not get as far as the question."""
+    if isinstance(told.last, Reply) and told.last.enhanced == "4.1.8":
+        found = f"the server cannot look up our sender's domain, name another --outside-domain: {told}"
+        return inconclusive(found, transcript=told.transcript)
+    return None
+
+
+def _form_check(number: str) -> Callable[[Seen], Finding]:
+    labels = (number, "01 elsewhere") if number == "01" else (number,)
+
+    def check(seen: Seen) -> Finding:
+        clear, inside = _RELAY[number]
+        return _clear_and_tls(
+            seen, clear, inside, lambda d, where: _where(together(not_relayed(d[label]) for label in labels), where)
+        )
+
+    return check
+
+
+def _senders(site: Site) -> Iterator[Case]:
+    # Each is a sender that a careless access table could let through.
+    victim = f"<{_NOBODY}@{site.outside}>"
+    for address in (
+        "",
+        recipient(site),
+        "gatepost-probe@localhost",
+        f"postmaster@{site.address_literal}",
+        f"MAILER-DAEMON@{site.target.hostname}",
+        "gatepost-probe@[127.0.0.1]",
+    ):
+        yield envelope(f"from <{address}>", f"<{address}>", victim)
+
+
+def _helos(site: Site) -> Iterator[Case]:
+    victim, ours = f"<{_NOBODY}@{site.outside}>", f"<{sender(site)}>"
+    for name in (site.target.hostname, "localhost", "[127.0.0.1]", site.address_literal, site.domain):
+        yield _helo(f"as {name}", name, ours, victim)
+    yield _helo("both percent", site.target.hostname, ours, _address(site, "<V%OUT@DOM>"))
+    yield _helo("both null", site.target.hostname, "<>", victim)
+
+
+def _helo(label: str, name: str, mail_from: str, rcpt_to: str) -> Case:
+    return case(label, f"EHLO {name}", f"MAIL FROM:{mail_from}", f"RCPT TO:{rcpt_to}", stop_on_error=True)
+
+
+SENDERS = dialogue("relay-senders", _senders, tls=False)
+HELOS = dialogue("relay-helos", _helos, tls=False)
+
+
+def senders_do_not_relay(seen: Seen) -> Finding:
+    """MX-RLY-30."""
+    return together(not_relayed(told) for told in seen[SENDERS].told)
+
+
+def helo_does_not_relay(seen: Seen) -> Finding:
+    """MX-RLY-31."""
+    return together(not_relayed(told) for told in seen[HELOS].told if told.label.startswith("as "))
+
+
+def both_do_not_relay(seen: Seen) -> Finding:
+    """MX-RLY-32."""
+    return together(not_relayed(told) for told in seen[HELOS].told if told.label.startswith("both "))
+
+
+# -- Receiving ---------------------------------------------------------------------------------------------------------
+
+
+def _receive(site: Site) -> Iterator[Case]:
+    ours = f"<{sender(site)}>"
+    yield envelope("U", ours, f"<{recipient(site)}>")
+    yield envelope("null", "<>", f"<{recipient(site)}>")
+    yield envelope("NX", ours, f"<{unknown_user()}@{site.domain}>")
+    local, _, domain = recipient(site).partition("@")
+    yield envelope("tag", ours, f"<{local}+gatepost@{domain}>")
+
+
+def _roles(site: Site) -> Iterator[Case]:
+    domain = site.domain
+    for mail_from in ("<>", f"<{sender(site)}>"):
+        for address in (f"postmaster@{domain}", f"PostMaster@{domain.upper()}", "postmaster"):
+            yield envelope(f"postmaster {address} from {mail_from}", mail_from, f"<{address}>")
+    for local in ("abuse", "fbl"):
+        yield envelope(f"reports {local}", f"<{sender(site)}>", f"<{local}@{domain}>")
+
+
+RECEIVE = dialogue("receive", _receive, tls=False)
+ROLES = dialogue("receive-roles", _roles, tls=False)
+
+
+def takes_mail(seen: Seen) -> Finding:
+    """MX-RCV-01."""
+    return taken(seen[RECEIVE]["U"])
+
+
+def takes_bounces(seen: Seen) -> Finding:
+    """MX-RCV-02."""
+    return taken(seen[RECEIVE]["null"])
+
+
+def takes_postmaster(seen: Seen) -> Finding:
+    """MX-RCV-03."""
+    return together(taken(told) for told in seen[ROLES].told if told.label.startswith("postmaster"))
+
+
+def takes_reports(seen: Seen) -> Finding:
+    """MX-RCV-04, as far as RCPT shows it."""
+    return together(taken(told) for told in seen[ROLES].told if told.label.startswith("reports"))
+
+
+def refuses_unknown(seen: Seen) -> Finding:
+    """MX-RCV-05."""
+    return judge(seen[RECEIVE]["NX"], lambda reply: reply.code == 550 and reply.enhanced == "5.1.1")
+
+
+def names_no_table(seen: Seen) -> Finding:
+    """MX-RCV-06."""
+    told = seen[RECEIVE]["NX"]
+    if not isinstance(told.last, Reply) or told.last.code < 400:
+        return inconclusive(f"the unknown recipient was not refused (MX-RCV-05): {told}", transcript=told.transcript)
+    leaks = re.search(r"\bin .*\btable\b", told.last.text, re.IGNORECASE)
+    return (failed if leaks else passed)(str(told), transcript=told.transcript)
+
+
+def takes_tagged(seen: Seen) -> Finding:
+    """MX-RCV-07."""
+    return taken(seen[RECEIVE]["tag"])
+
+
+# -- Rows --------------------------------------------------------------------------------------------------------------
+
+_RELAY_REMEDY = (
+    "smtpd_relay_restrictions = permit_mynetworks, reject_unauth_destination (reject, not defer), relay_domains empty. "
+    "If it is refused from elsewhere, the address you ran this from is trusted: postconf -xh mynetworks"
+)
+_ENVELOPE = Need.DOMAIN | Need.OUTSIDE
+
+REQUIREMENTS = (
+    Requirement(
+        id="MX-TLS-01",
+        scope=Scope.RELAY_STARTTLS,
+        title="Servers are offered STARTTLS",
+        expected="STARTTLS among the extensions of the EHLO reply in clear",
+        remedy="smtpd_tls_security_level = may, smtpd_tls_chain_files set; no starttls in smtpd_discard_ehlo_keywords.",
+        source="RFC 3207, RFC 7435, RFC 8461",
+        probes=(AUTH_CLEAR,),
+        check=starttls_offered,
+    ),
+    Requirement(
+        id="MX-TLS-02",
+        scope=Scope.RELAY_STARTTLS,
+        title="STARTTLS leads into TLS, and the session starts anew there",
+        expected="220, a handshake, 503 to MAIL before the new EHLO, and no STARTTLS in its reply",
+        remedy="smtpd_tls_chain_files: key and certificate must be readable by root and belong together (postfix tls). "
+        "smtpd_helo_required = yes makes MAIL before EHLO a 503.",
+        source="RFC 3207 §4.2",
+        probes=(UPGRADE,),
+        check=upgrade,
+    ),
+    Requirement(
+        id="MX-TLS-03",
+        scope=Scope.RELAY_STARTTLS,
+        title="Mail from servers without TLS is taken",
+        expected="250 to MAIL and RCPT in clear",
+        remedy="smtpd_tls_security_level = may on the relay listener; encrypt belongs on submission only.",
+        source="RFC 3207 §4",
+        probes=(RECEIVE,),
+        check=clear_is_taken,
+        needs=_ENVELOPE,
+    ),
+    Requirement(
+        id="MX-AUTH-01",
+        scope=Scope.RELAY,
+        title="Servers are not offered AUTH",
+        expected="no line that starts with AUTH in the EHLO reply, in clear and inside TLS",
+        remedy="smtpd_sasl_auth_enable = no in main.cf; -o smtpd_sasl_auth_enable=yes on submission services only.",
+        source="RFC 6409 §3.1, Gatepost's policy",
+        probes=(AUTH_CLEAR, AUTH_TLS),
+        check=no_auth_offered,
+    ),
+    Requirement(
+        id="MX-AUTH-02",
+        scope=Scope.RELAY,
+        title="AUTH is no command between servers",
+        expected="503 5.5.1 (500 and 502 too) to AUTH PLAIN with an invented account, in clear and inside TLS",
+        remedy="smtpd_sasl_auth_enable = no in main.cf; -o smtpd_sasl_auth_enable=yes on submission services only.",
+        source="RFC 4954 §4, Gatepost's policy",
+        probes=(AUTH_CLEAR, AUTH_TLS),
+        check=auth_unknown,
+    ),
+    *(
+        Requirement(
+            id=f"MX-RLY-{number}",
+            scope=Scope.RELAY,
+            title=f"Relays for nobody: RCPT TO:{form}",
+            expected="a 5xx reply (554 5.7.1) at MAIL or RCPT, in clear and inside TLS; 4xx is no refusal",
+            remedy=f"{_RELAY_REMEDY}. Here also: {guard}." if guard else f"{_RELAY_REMEDY}.",
+            source="RFC 5321 §7.1, RFC 2505",
+            probes=_RELAY[number],
+            check=_form_check(number),
+            needs=_ENVELOPE,
+        )
+        for number, form, guard in _FORMS
+    ),
+    Requirement(
+        id="MX-RLY-30",
+        scope=Scope.RELAY,
+        title="No envelope sender opens the relay",
+        expected="a 5xx reply to RCPT <V@OUT> from <>, <U@DOM>, <x@localhost>, <MAILER-DAEMON@HN> and at the server's "
+        "address",
+        remedy="No OK or permit for senders before reject_unauth_destination in smtpd_relay_restrictions: anyone can "
+        "claim any sender.",
+        source="RFC 5321 §7.1",
+        probes=(SENDERS,),
+        check=senders_do_not_relay,
+        needs=_ENVELOPE,
+    ),
+    Requirement(
+        id="MX-RLY-31",
+        scope=Scope.RELAY,
+        title="No EHLO name opens the relay",
+        expected="a 5xx reply to RCPT <V@OUT> after EHLO as the server itself, localhost, its addresses and its domain",
+        remedy="No OK or permit by check_helo_access before reject_unauth_destination in smtpd_relay_restrictions: "
+        "anyone can claim any name.",
+        source="RFC 5321 §4.1.4, §7.1",
+        probes=(HELOS,),
+        check=helo_does_not_relay,
+        needs=_ENVELOPE,
+    ),
+    Requirement(
+        id="MX-RLY-32",
+        scope=Scope.RELAY,
+        title="The server's own EHLO name with a routed recipient or null sender opens no relay",
+        expected="a 5xx reply to RCPT <V%OUT@DOM>, and to RCPT <V@OUT> from <>, after EHLO as the server itself",
+        remedy=f"{_RELAY_REMEDY}.",
+        source="RFC 5321 §7.1",
+        probes=(HELOS,),
+        check=both_do_not_relay,
+        needs=_ENVELOPE,
+    ),
+    Requirement(
+        id="MX-RCV-01",
+        scope=Scope.RELAY,
+        title="Mail from outside for a mailbox here is taken",
+        expected="250 to MAIL <x@OUT> and RCPT <U@DOM>",
+        remedy="virtual_mailbox_domains and virtual_mailbox_maps must know domain and mailbox (and mydestination must "
+        "not); rebuild maps with postmap; no permit_sasl_authenticated,reject on the relay listener.",
+        source="RFC 5321 §3.3",
+        probes=(RECEIVE,),
+        check=takes_mail,
+        needs=_ENVELOPE,
+    ),
+    Requirement(
+        id="MX-RCV-02",
+        scope=Scope.RELAY,
+        title="Bounces are taken: mail from the null sender",
+        expected="250 to MAIL <> and RCPT <U@DOM>",
+        remedy="No restriction may refuse <>: look for it in smtpd_sender_restrictions and access maps.",
+        source="RFC 5321 §4.5.5, §6.1, RFC 3464",
+        probes=(RECEIVE,),
+        check=takes_bounces,
+        needs=_ENVELOPE,
+    ),
+    Requirement(
+        id="MX-RCV-03",
+        scope=Scope.RELAY,
+        title="Postmaster gets mail, in any case and without a domain",
+        expected="250 to RCPT <postmaster@DOM>, <PostMaster@DOM>, <postmaster>, from <> and from outside",
+        remedy="An alias for postmaster in virtual_alias_maps (and in alias_maps for the name without a domain).",
+        source="RFC 5321 §4.1.1.3, §4.5.1, RFC 2142",
+        probes=(ROLES,),
+        check=takes_postmaster,
+        needs=_ENVELOPE,
+    ),
+    Requirement(
+        id="MX-RCV-04",
+        scope=Scope.RELAY,
+        title="Abuse reports and feedback loops find a recipient",
+        expected="250 to RCPT <abuse@DOM> and <fbl@DOM>; whether a filter then drops a report is not seen from outside",
+        remedy="Aliases for abuse and fbl in virtual_alias_maps; content filters must exempt them.",
+        source="RFC 2142 §4, RFC 5965",
+        probes=(ROLES,),
+        check=takes_reports,
+        needs=_ENVELOPE,
+    ),
+    Requirement(
+        id="MX-RCV-05",
+        scope=Scope.RELAY,
+        title="An unknown recipient is refused at RCPT, for good",
+        expected="550 5.1.1",
+        remedy="smtpd_reject_unlisted_recipient = yes, complete virtual_mailbox_maps, no catch-all, "
+        "unknown_virtual_mailbox_reject_code = 550, soft_bounce = no. Else bounces go to forged senders.",
+        source="RFC 5321 §3.3, §6.2, RFC 3463",
+        probes=(RECEIVE,),
+        check=refuses_unknown,
+        needs=_ENVELOPE,
+    ),
+    Requirement(
+        id="MX-RCV-06",
+        scope=Scope.RELAY,
+        title="The refusal does not name a lookup table",
+        expected="no “in … table” in the refusal of MX-RCV-05",
+        remedy="show_user_unknown_table_name = no.",
+        source="Gatepost's policy",
+        probes=(RECEIVE,),
+        check=names_no_table,
+        needs=_ENVELOPE,
+    ),
+    Requirement(
+        id="MX-RCV-07",
+        scope=Scope.RELAY,
+        title="Mail to U+tag is taken for U",
+        expected="250 to RCPT <U+gatepost@DOM>; that it reaches U is not looked at from outside",
+        remedy="recipient_delimiter = +",
+        source="RFC 5233, Gatepost's policy",
+        probes=(RECEIVE,),
+        check=takes_tagged,
+        needs=_ENVELOPE | Need.ACCOUNT,
+    ),
+)

@@ -1,0 +1,636 @@
+"""Chapters 4 and 6 of the policy: nothing before TLS, nothing before AUTH, and nobody else's name (SUB)."""
+
+from __future__ import annotations
+
+import base64
+import secrets
+from collections.abc import Callable, Iterator
+
+from gatepost.verify.checks.answers import extensions, judge, refusal, together
+from gatepost.verify.checks.relay import envelope, not_relayed, recipient, sender, taken, unknown_user
+from gatepost.verify.model import Finding
+from gatepost.verify.registry import Need, NotObserved, Requirement, Scope, Seen, failed, inconclusive, passed
+from gatepost.verify.wire.login import LOGINS
+from gatepost.verify.wire.probe import Case, Failed, Send, Site, Told, case, dialogue, is_limit
+from gatepost.verify.wire.session import Ended, Failure, Reply, plain
+from gatepost.verify.wire.starttls import SPOILT, UPGRADE
+
+FAILED_LOGIN_SECONDS = 20.0  # servers delay it on purpose, and longer after many (surprises 15)
+MECHANISMS = frozenset({"PLAIN", "LOGIN"})
+
+
+# -- Before TLS --------------------------------------------------------------------------------------------------------
+
+
+def _in_clear(site: Site) -> Iterator[Case]:
+    # DATA and BDAT before MAIL: should the server demand no TLS, they are out of order and start no message.
+    yield case("mail", "DATA", "BDAT 0 LAST", "MAIL FROM:<>", f"RCPT TO:<{site.target.hostname}>")
+    yield case("harmless", "NOOP")
+    yield case("reset", "RSET")
+    yield case("verbs", "VRFY postmaster", f"ETRN {site.target.hostname}")
+    yield case("quit", "QUIT", ends=True)
+
+
+def _auth_in_clear(site: Site) -> Iterator[Case]:
+    invented = plain(f"gatepost-probe@{site.target.hostname}", secrets.token_hex(8))
+    yield case("invented", Send(f"AUTH PLAIN {invented}", timeout=FAILED_LOGIN_SECONDS))
+    if site.target.lab and site.target.accounts:  # never elsewhere: real credentials in clear
+        good = site.target.accounts[0]
+        yield case("good", Send(f"AUTH PLAIN {plain(good.address, good.password)}", timeout=FAILED_LOGIN_SECONDS))
+
+
+def _starttls_argument(site: Site) -> Iterator[Case]:
+    yield case("argument", "STARTTLS now", ends=True)
+
+
+CLEAR = dialogue("submission-clear", _in_clear, tls=False)
+AUTH_CLEAR = dialogue("submission-auth-clear", _auth_in_clear, tls=False)
+ARGUMENT = dialogue("submission-starttls-argument", _starttls_argument, tls=False)
+
+
+def starttls_offered(seen: Seen) -> Finding:
+    """SUB-TLS-01."""
+    reply = seen[CLEAR].ehlo_clear
+    assert reply is not None
+    found = f"EHLO in clear: {reply.code}, offers {extensions(reply)}"
+    return (passed if reply.keyword("STARTTLS") is not None else failed)(found)
+
+
+def no_auth_in_clear(seen: Seen) -> Finding:
+    """SUB-TLS-02."""
+    reply = seen[CLEAR].ehlo_clear
+    assert reply is not None
+    lines = [line for line in reply.keywords if line.upper().startswith("AUTH")]
+    return failed(f"EHLO in clear offers {', '.join(lines)}") if lines else passed(f"offers {extensions(reply)}")
+
+
+def mail_needs_tls(seen: Seen) -> Finding:
+    """SUB-TLS-03: each command by itself. An ended connection hides the rest."""
+    told = seen[CLEAR]["mail"]
+    answers = [answer for step in told.steps for answer in step.answers]
+    if any(isinstance(a, Reply) and a.code != 530 and not is_limit(a) for a in answers):
+        return failed(str(told), transcript=told.transcript)
+    if len(told.steps) < 4 or not all(isinstance(a, Reply) and a.code == 530 for a in answers):
+        return inconclusive(f"not all could be asked: {told}", transcript=told.transcript)
+    return passed(str(told), transcript=told.transcript)
+
+
+def auth_needs_tls(seen: Seen) -> Finding:
+    """SUB-TLS-04: 503 would mean that TLS is optional here, 535 that the password was looked at."""
+    observed = seen[AUTH_CLEAR]
+    finding = together(judge(told, lambda reply: reply.code in (530, 538)) for told in observed.told)
+    texts = {(t.last.code, t.last.lines) for t in observed.told if isinstance(t.last, Reply)}
+    if len(texts) > 1:
+        return failed("good and invented credentials get different replies: " + "; ".join(map(str, observed.told)))
+    return finding
+
+
+def harmless_verbs(seen: Seen) -> Finding:
+    """SUB-TLS-05. RFC 3207 §4 wants 530 to RSET, as Postfix answers; RFC 5321 §4.1.1.5 wants 250: both will do."""
+    observed = seen[CLEAR]
+    return together(
+        (
+            _every(observed["verbs"], lambda reply: reply.code >= 500),
+            _every(observed["harmless"], lambda reply: reply.code == 250),
+            _every(observed["reset"], lambda reply: reply.code in (250, 530)),
+            _every(observed["quit"], lambda reply: reply.code == 221),
+        )
+    )
+
+
+def _every(told: Told, good: Callable[[Reply], bool]) -> Finding:
+    answers = [answer for step in told.steps for answer in step.answers]
+    if any(isinstance(a, Reply) and not good(a) and not is_limit(a) for a in answers):
+        return failed(str(told), transcript=told.transcript)
+    return judge(told, good)
+
+
+def argument_refused(seen: Seen) -> Finding:
+    """SUB-TLS-06."""
+    return refusal(seen[ARGUMENT]["argument"])
+
+
+def starttls_inside(seen: Seen) -> Finding:
+    """SUB-TLS-07, and IMP-TLS-05."""
+    return refusal(seen[INSIDE]["starttls"])
+
+
+def state_is_reset(seen: Seen) -> Finding:
+    """SUB-TLS-08."""
+    observed = seen[UPGRADE]
+    found = f"MAIL after the handshake, before a new EHLO: {observed.early_mail}"
+    if not isinstance(observed.early_mail, Reply) or is_limit(observed.early_mail):
+        return inconclusive(found, transcript=observed.transcript)
+    return (passed if observed.early_mail.code == 503 else failed)(found, transcript=observed.transcript)
+
+
+def no_fall_back(seen: Seen) -> Finding:
+    """SUB-TLS-09: after a handshake that failed, nothing is taken in clear."""
+    observed = seen[SPOILT]
+    found = f"text in clear instead of a handshake: {observed.said or 'no SMTP reply'}"
+    if observed.said.startswith("2") or (isinstance(observed.mail, Reply) and observed.mail.code < 500):
+        return failed(f"{found}; then MAIL in clear: {observed.mail}", transcript=observed.transcript)
+    if observed.closed:
+        return passed(f"{found}; the server closed the connection", transcript=observed.transcript)
+    if isinstance(observed.mail, Reply):
+        return failed(f"{found}; it still answers in clear: {observed.mail}", transcript=observed.transcript)
+    return inconclusive(f"{found}; the server neither closed nor answered", transcript=observed.transcript)
+
+
+# -- AUTH --------------------------------------------------------------------------------------------------------------
+
+_TOKENS = (  # mechanism, initial response; none of them holds anything real
+    ("EXTERNAL", "="),
+    ("ANONYMOUS", base64.b64encode(b"gatepost").decode()),
+    ("CRAM-MD5", ""),
+    ("DIGEST-MD5", ""),
+    ("NTLM", ""),
+    ("GSSAPI", ""),
+    ("XOAUTH2", base64.b64encode(b"user=gatepost\1auth=Bearer none\1\1").decode()),
+)
+
+
+def _inside(site: Site) -> Iterator[Case]:
+    yield case("starttls", "STARTTLS", ends=True)
+
+
+def _mechanisms(site: Site) -> Iterator[Case]:
+    for mechanism, token in _TOKENS:
+        # `*` gives up, should the server go along with a challenge.
+        yield case(mechanism, Send(f"AUTH {mechanism} {token}".rstrip(), timeout=FAILED_LOGIN_SECONDS), ends=True)
+
+
+def _without_login(site: Site) -> Iterator[Case]:
+    for mail_from in (recipient(site), sender(site), ""):
+        for rcpt_to in (recipient(site), f"gatepost-nobody@{site.outside}"):
+            yield envelope(f"<{mail_from}> to <{rcpt_to}>", f"<{mail_from}>", f"<{rcpt_to}>")
+
+
+def _before_ehlo(site: Site) -> Iterator[Case]:
+    yield case("auth", f"AUTH PLAIN {plain(f'gatepost-probe@{site.target.hostname}', secrets.token_hex(8))}")
+
+
+def _wrong_password(site: Site) -> Iterator[Case]:
+    yield _wrong(site.target.accounts[0].address)
+
+
+def _unknown_user(site: Site) -> Iterator[Case]:
+    yield _wrong(f"{unknown_user()}@{site.domain}")
+
+
+def _foreign_domain(site: Site) -> Iterator[Case]:
+    yield _wrong(f"gatepost-probe@{site.outside if site.target.outside_domain else 'example.org'}")
+
+
+def _wrong(user: str) -> Case:
+    return case("auth", Send(f"AUTH PLAIN {plain(user, secrets.token_hex(12))}", timeout=FAILED_LOGIN_SECONDS))
+
+
+INSIDE = dialogue("starttls-inside", _inside)
+ALONE = dialogue("mechanisms", _mechanisms, once=True)
+ANONYMOUS = dialogue("submission-without-login", _without_login)
+BEFORE_EHLO = dialogue("auth-before-ehlo", _before_ehlo, greet_only=True, once=True)
+WRONG_PASSWORD = dialogue("wrong-password", _wrong_password, slow=True, once=True)
+UNKNOWN_USER = dialogue("wrong-user", _unknown_user, slow=True, once=True)
+FOREIGN_DOMAIN = dialogue("wrong-domain", _foreign_domain, slow=True, once=True)
+
+
+def _died_inside(found: Failed) -> bool:
+    """Whether the server took our TLS and then went away: Postfix does that when its SASL socket is missing."""
+    inside = any(line.direction == "note" and line.text.startswith("TLSv") for line in found.transcript)
+    return inside and found.failure in (Failure.CLOSED, Failure.RESET, Failure.TIMED_OUT)
+
+
+_DIED = "the server took the TLS handshake and then went away; Postfix does so when it cannot reach its SASL socket"
+
+
+def offers_plain_and_login(seen: Seen) -> Finding:
+    """SUB-AUTH-01."""
+    observed = seen.attempt(INSIDE)
+    if isinstance(observed, Failed):
+        if _died_inside(observed):
+            return failed(f"{_DIED} ({observed})", transcript=observed.transcript)
+        raise NotObserved(observed)
+    reply = observed.ehlo_tls
+    assert reply is not None
+    lines = [line for line in reply.keywords if line.upper().startswith("AUTH")]
+    if lines == [] or len(lines) > 1:
+        return failed(f"EHLO inside TLS offers {' and '.join(lines) or 'no AUTH'}")
+    offered = frozenset((reply.keyword("AUTH") or "").upper().split())
+    return (passed if offered == MECHANISMS else failed)(f"EHLO inside TLS offers {lines[0]}")
+
+
+def other_mechanisms_refused(seen: Seen) -> Finding:
+    """SUB-AUTH-02: whatever EHLO says. Any 5xx but the 503 of a session that an earlier one has logged in."""
+    return together(judge(told, lambda reply: reply.code >= 500) for told in seen[ALONE].told)
+
+
+def no_obsolete_form(seen: Seen) -> Finding:
+    """SUB-AUTH-03."""
+    reply = seen[INSIDE].ehlo_tls
+    assert reply is not None
+    lines = [line for line in reply.keywords if line.upper().startswith("AUTH=")]
+    return failed(f"EHLO offers {', '.join(lines)}") if lines else passed(f"offers {extensions(reply)}")
+
+
+def mail_needs_login(seen: Seen) -> Finding:
+    """SUB-AUTH-04: also for local recipients."""
+    return together(not_relayed(told) for told in seen[ANONYMOUS].told)
+
+
+def logs_in(seen: Seen) -> Finding:
+    """SUB-AUTH-05."""
+    observed = seen.attempt(LOGINS)
+    if isinstance(observed, Failed):
+        if _died_inside(observed):
+            return failed(f"{_DIED} ({observed})", transcript=observed.transcript)
+        raise NotObserved(observed)
+    findings = []
+    for attempt in observed:
+        found = f"{attempt.way}: {attempt.answer}"
+        answer = attempt.answer
+        if isinstance(answer, Reply) and is_limit(answer):
+            findings.append(inconclusive(found, transcript=attempt.transcript))
+        elif isinstance(answer, Reply) and answer.code == 235:
+            findings.append(passed(found, transcript=attempt.transcript))
+        else:
+            findings.append(failed(found, transcript=attempt.transcript))
+    return together(findings)
+
+
+def wrong_password_refused(seen: Seen) -> Finding:
+    """SUB-AUTH-06."""
+    told = seen[WRONG_PASSWORD]["auth"]
+    if not seen.target.lab and isinstance(told.last, Reply) and told.last.code == 454:
+        return inconclusive(f"the server may have tired of failed logins: {told}", transcript=told.transcript)
+    return judge(told, lambda reply: reply.code == 535)
+
+
+def users_cannot_be_told_apart(seen: Seen) -> Finding:
+    """SUB-AUTH-07."""
+    told = {
+        "wrong password": seen[WRONG_PASSWORD]["auth"],
+        "unknown user": seen[UNKNOWN_USER]["auth"],
+        "foreign domain": seen[FOREIGN_DOMAIN]["auth"],
+    }
+    found = "\n".join(f"{what}: {t.last}" for what, t in told.items())
+    transcript = tuple(line for t in told.values() for line in t.transcript)
+    last = [t.last for t in told.values()]
+    replies = {(a.code, a.lines) for a in last if isinstance(a, Reply)}
+    if any(isinstance(a, Ended) for a in last) or any(is_limit(a) for a in last):
+        return inconclusive(found, transcript=transcript)
+    if not seen.target.lab and any(code == 454 for code, _ in replies):
+        return inconclusive(f"the server may have tired of failed logins: {found}", transcript=transcript)
+    return (passed if len(replies) == 1 else failed)(found, transcript=transcript)
+
+
+def auth_before_ehlo(seen: Seen) -> Finding:
+    """SUB-AUTH-11: before TLS on STARTTLS listeners, where 530 is as right."""
+    return refusal(seen[BEFORE_EHLO]["auth"], (503, 530))
+
+
+# -- Sending as somebody -----------------------------------------------------------------------------------------------
+
+
+def _as_first(site: Site) -> Iterator[Case]:
+    own = site.target.accounts[0]
+    victim = f"<gatepost-nobody@{site.outside}>"
+    yield envelope("own", f"<{own.address}>", victim)
+    if own.alias:
+        yield envelope("alias", f"<{own.alias}>", victim)
+    if len(site.target.accounts) > 1:
+        yield envelope("other", f"<{site.target.accounts[1].address}>", victim)
+    yield envelope("foreign", f"<{sender(site)}>", victim)
+    yield envelope("nobody", f"<{unknown_user()}@{site.domain}>", victim)
+
+
+def _after_login(site: Site) -> Iterator[Case]:
+    invented = plain(f"gatepost-probe@{site.target.hostname}", secrets.token_hex(8))
+    yield case("again", f"AUTH PLAIN {invented}")
+    yield case("inside", f"MAIL FROM:<{site.target.accounts[0].address}>", f"AUTH PLAIN {invented}", stop_on_error=True)
+
+
+def _as_second(site: Site) -> Iterator[Case]:
+    yield envelope("other", f"<{site.target.accounts[0].address}>", f"<gatepost-nobody@{site.outside}>")
+
+
+AS_FIRST = dialogue("submission-as-first", _as_first, account=0, once=True)
+AS_SECOND = dialogue("submission-as-second", _as_second, account=1, once=True)
+AFTER_LOGIN = dialogue("auth-after-login", _after_login, account=0, once=True)
+
+
+def own_address(seen: Seen) -> Finding:
+    """SUB-SND-01."""
+    return taken(seen[AS_FIRST]["own"])
+
+
+def others_address(seen: Seen) -> Finding:
+    """SUB-SND-02: both ways."""
+    return together(refusal(seen[probe]["other"]) for probe in (AS_FIRST, AS_SECOND))
+
+
+def foreign_address(seen: Seen) -> Finding:
+    """SUB-SND-03."""
+    return not_relayed(seen[AS_FIRST]["foreign"])
+
+
+def unknown_address(seen: Seen) -> Finding:
+    """SUB-SND-04."""
+    return refusal(seen[AS_FIRST]["nobody"])
+
+
+def own_alias(seen: Seen) -> Finding:
+    """SUB-SND-05."""
+    return taken(seen[AS_FIRST]["alias"])
+
+
+def auth_again(seen: Seen) -> Finding:
+    """SUB-AUTH-09."""
+    return refusal(seen[AFTER_LOGIN]["again"], (503,))
+
+
+def auth_in_transaction(seen: Seen) -> Finding:
+    """SUB-AUTH-10."""
+    return refusal(seen[AFTER_LOGIN]["inside"], (503,))
+
+
+# -- Rows --------------------------------------------------------------------------------------------------------------
+
+_ENCRYPT = "-o smtpd_tls_security_level=encrypt on this service"
+_LOGIN_MAPS = (
+    "reject_sender_login_mismatch (not the …_known_ or …_unauthenticated_ variant) before permit_sasl_authenticated in "
+    "this service's sender restrictions, and smtpd_sender_login_maps with one login per address"
+)
+
+REQUIREMENTS = (
+    Requirement(
+        id="SUB-TLS-01",
+        scope=Scope.SUBMISSION_STARTTLS,
+        title="Mail clients are offered STARTTLS",
+        expected="STARTTLS among the extensions of the EHLO reply in clear",
+        remedy=f"{_ENCRYPT}, smtpd_tls_wrappermode=no, and no starttls in smtpd_discard_ehlo_keywords.",
+        source="RFC 3207, RFC 6409 §7, RFC 8314 §3.3",
+        probes=(CLEAR,),
+        check=starttls_offered,
+    ),
+    Requirement(
+        id="SUB-TLS-02",
+        scope=Scope.SUBMISSION_STARTTLS,
+        title="AUTH is not offered before TLS",
+        expected="no line that starts with AUTH in the EHLO reply in clear",
+        remedy=f"{_ENCRYPT}, smtpd_tls_auth_only = yes, and noplaintext in smtpd_sasl_security_options as second lock.",
+        source="RFC 8314 §3.3, RFC 4954 §4, RFC 4616 §6",
+        probes=(CLEAR,),
+        check=no_auth_in_clear,
+    ),
+    Requirement(
+        id="SUB-TLS-03",
+        scope=Scope.SUBMISSION_STARTTLS,
+        title="No mail before TLS",
+        expected="530 5.7.0 to MAIL, RCPT, DATA and BDAT in clear",
+        remedy=f"{_ENCRYPT}: with may, the refusal comes late and for another reason.",
+        source="RFC 3207 §4, RFC 8314 §3.3",
+        probes=(CLEAR,),
+        check=mail_needs_tls,
+    ),
+    Requirement(
+        id="SUB-TLS-04",
+        scope=Scope.SUBMISSION_STARTTLS,
+        title="No password is looked at before TLS",
+        expected="530 5.7.0 (or 538 5.7.11) to AUTH PLAIN in clear, the same for good and invented credentials",
+        remedy=f"{_ENCRYPT}, smtpd_tls_auth_only = yes. A 503 shows that TLS is optional here.",
+        source="RFC 4954 §4, §6",
+        probes=(AUTH_CLEAR,),
+        check=auth_needs_tls,
+    ),
+    Requirement(
+        id="SUB-TLS-05",
+        scope=Scope.SUBMISSION_STARTTLS,
+        title="Before TLS only harmless commands work",
+        expected="5xx (530) to VRFY and ETRN, 250 to NOOP, 250 or 530 to RSET, 221 to QUIT",
+        remedy=f"{_ENCRYPT}, disable_vrfy_command = yes, no client restrictions that refuse before the login.",
+        source="RFC 3207 §4",
+        probes=(CLEAR,),
+        check=harmless_verbs,
+    ),
+    Requirement(
+        id="SUB-TLS-06",
+        scope=Scope.SUBMISSION_STARTTLS,
+        title="STARTTLS takes no argument",
+        expected="501 5.5.4 (5xx)",
+        remedy="Postfix does this by itself: look for a proxy in front of it.",
+        source="RFC 3207 §4",
+        probes=(ARGUMENT,),
+        check=argument_refused,
+    ),
+    Requirement(
+        id="SUB-TLS-07",
+        scope=Scope.SUBMISSION,
+        title="No STARTTLS inside TLS",
+        expected="554 5.5.1 (or 503)",
+        remedy="Postfix does this by itself: look for a proxy in front of it.",
+        source="RFC 3207 §4.2",
+        probes=(INSIDE,),
+        check=starttls_inside,
+    ),
+    Requirement(
+        id="SUB-TLS-08",
+        scope=Scope.SUBMISSION_STARTTLS,
+        title="The session starts anew behind STARTTLS",
+        expected="503 5.5.1 to MAIL before a new EHLO",
+        remedy="smtpd_helo_required = yes",
+        source="RFC 3207 §4.2",
+        probes=(UPGRADE,),
+        check=state_is_reset,
+    ),
+    Requirement(
+        id="SUB-TLS-09",
+        scope=Scope.SUBMISSION_STARTTLS,
+        title="A failed handshake does not fall back to clear",
+        expected="the connection is closed, and no command in clear is taken",
+        remedy=f"{_ENCRYPT}",
+        source="RFC 3207 §4.1",
+        probes=(SPOILT,),
+        check=no_fall_back,
+    ),
+    Requirement(
+        id="SUB-AUTH-01",
+        scope=Scope.SUBMISSION,
+        title="Exactly AUTH PLAIN and LOGIN are offered inside TLS",
+        expected="one AUTH line, with PLAIN and LOGIN and nothing else",
+        remedy="-o smtpd_sasl_auth_enable=yes on this service; auth_mechanisms = plain login in Dovecot; "
+        "smtpd_sasl_tls_security_options = noanonymous; smtpd_sasl_exceptions_networks empty; Dovecot running, its "
+        "socket at private/auth.",
+        source="RFC 4954 §3, RFC 4616",
+        probes=(INSIDE,),
+        check=offers_plain_and_login,
+    ),
+    Requirement(
+        id="SUB-AUTH-02",
+        scope=Scope.SUBMISSION,
+        title="Other mechanisms are refused, offered or not",
+        expected="5xx (535 5.7.8 or 504 5.5.4) to AUTH " + ", ".join(mechanism for mechanism, _ in _TOKENS),
+        remedy="auth_mechanisms = plain login in Dovecot; smtpd_sasl_tls_security_options = noanonymous; "
+        "smtpd_sasl_mechanism_filter = !external, static:rest",
+        source="RFC 4954 §4, RFC 4505, RFC 8314 §4",
+        probes=(ALONE,),
+        check=other_mechanisms_refused,
+        once=True,
+    ),
+    Requirement(
+        id="SUB-AUTH-03",
+        scope=Scope.SUBMISSION,
+        title="The obsolete form AUTH= is not offered",
+        expected="no line that starts with AUTH= in the EHLO reply inside TLS",
+        remedy="broken_sasl_auth_clients = no",
+        source="RFC 4954 §3",
+        probes=(INSIDE,),
+        check=no_obsolete_form,
+    ),
+    Requirement(
+        id="SUB-AUTH-04",
+        scope=Scope.SUBMISSION,
+        title="Nobody sends without a login, not even to local users",
+        expected="5xx (530, 553 or 554) at MAIL or RCPT inside TLS without AUTH, from <U@DOM>, <x@OUT> and <>, to "
+        "<U@DOM> and <V@OUT>",
+        remedy="-o smtpd_relay_restrictions=permit_sasl_authenticated,reject on this service, and the same two at the "
+        "end of its recipient restrictions.",
+        source="RFC 6409 §4.3, RFC 4954 §6",
+        probes=(ANONYMOUS,),
+        check=mail_needs_login,
+        needs=Need.DOMAIN | Need.OUTSIDE,
+    ),
+    Requirement(
+        id="SUB-AUTH-05",
+        scope=Scope.SUBMISSION,
+        title="A user can log in, each way that clients use",
+        expected="235 to AUTH PLAIN with and without initial response, and to AUTH LOGIN",
+        remedy="smtpd_sasl_type = dovecot, smtpd_sasl_path = private/auth (relative to the queue directory), Dovecot "
+        "running, its socket there for user postfix.",
+        source="RFC 4954 §4, RFC 4616",
+        probes=(LOGINS,),
+        check=logs_in,
+        needs=Need.ACCOUNT,
+        once=True,
+    ),
+    Requirement(
+        id="SUB-AUTH-06",
+        scope=Scope.SUBMISSION,
+        title="A wrong password is refused for good",
+        expected="535 5.7.8",
+        remedy="Look at Dovecot's passdb: no nopassword, no static driver. A 454 is a back end that does not answer, "
+        "or its penalty after many failures.",
+        source="RFC 4954 §6, RFC 5248",
+        probes=(WRONG_PASSWORD,),
+        check=wrong_password_refused,
+        needs=Need.ACCOUNT,
+        once=True,
+    ),
+    Requirement(
+        id="SUB-AUTH-07",
+        scope=Scope.SUBMISSION,
+        title="Replies do not tell which users exist",
+        expected="the same reply, byte for byte, to a wrong password, an unknown user and a foreign domain",
+        remedy="Leave Dovecot's texts as they are, and let all users come from one kind of passdb.",
+        source="RFC 5321 §7.3, Gatepost's policy",
+        probes=(WRONG_PASSWORD, UNKNOWN_USER, FOREIGN_DOMAIN),
+        check=users_cannot_be_told_apart,
+        needs=Need.ACCOUNT | Need.DOMAIN,
+        once=True,
+    ),
+    Requirement(
+        id="SUB-AUTH-09",
+        scope=Scope.SUBMISSION,
+        title="No second AUTH after a login",
+        expected="503 5.5.1",
+        remedy="Postfix does this by itself: look for a proxy in front of it.",
+        source="RFC 4954 §4",
+        probes=(AFTER_LOGIN,),
+        check=auth_again,
+        needs=Need.ACCOUNT,
+        once=True,
+    ),
+    Requirement(
+        id="SUB-AUTH-10",
+        scope=Scope.SUBMISSION,
+        title="No AUTH inside a transaction",
+        expected="503 5.5.1",
+        remedy="Postfix does this by itself: look for a proxy in front of it.",
+        source="RFC 4954 §4",
+        probes=(AFTER_LOGIN,),
+        check=auth_in_transaction,
+        needs=Need.ACCOUNT,
+        once=True,
+    ),
+    Requirement(
+        id="SUB-AUTH-11",
+        scope=Scope.SUBMISSION,
+        title="No AUTH before EHLO",
+        expected="503 5.5.1 (530 in clear)",
+        remedy="smtpd_helo_required = yes",
+        source="RFC 4954 §4",
+        probes=(BEFORE_EHLO,),
+        check=auth_before_ehlo,
+        once=True,
+    ),
+    Requirement(
+        id="SUB-SND-01",
+        scope=Scope.SUBMISSION,
+        title="A user may send as himself, to anywhere",
+        expected="250 to MAIL <U@DOM> and RCPT <V@OUT> after a login as U",
+        remedy="smtpd_sender_login_maps must map U@DOM to the login U@DOM; rebuild it with postmap.",
+        source="RFC 6409 §6.1",
+        probes=(AS_FIRST,),
+        check=own_address,
+        needs=Need.ACCOUNT | Need.OUTSIDE | Need.DOMAIN,
+        once=True,
+    ),
+    Requirement(
+        id="SUB-SND-02",
+        scope=Scope.SUBMISSION,
+        title="No user sends as another one",
+        expected="5xx (553 5.7.1) to MAIL <other@DOM> and RCPT <V@OUT>, both ways between two users",
+        remedy=f"{_LOGIN_MAPS}.",
+        source="RFC 6409 §6.1, §8.1",
+        probes=(AS_FIRST, AS_SECOND),
+        check=others_address,
+        needs=Need.SECOND_ACCOUNT | Need.OUTSIDE | Need.DOMAIN,
+        once=True,
+    ),
+    Requirement(
+        id="SUB-SND-03",
+        scope=Scope.SUBMISSION,
+        title="No user sends as somebody elsewhere",
+        expected="5xx (553 5.7.1) to MAIL <x@OUT> and RCPT <V@OUT> after a login as U",
+        remedy=f"{_LOGIN_MAPS}.",
+        source="RFC 6409 §6.1",
+        probes=(AS_FIRST,),
+        check=foreign_address,
+        needs=Need.ACCOUNT | Need.OUTSIDE | Need.DOMAIN,
+        once=True,
+    ),
+    Requirement(
+        id="SUB-SND-04",
+        scope=Scope.SUBMISSION,
+        title="No user sends as nobody of the domain",
+        expected="5xx (553 or 550) to MAIL <NX@DOM> and RCPT <V@OUT> after a login as U",
+        remedy=f"{_LOGIN_MAPS}; no entry for a whole domain.",
+        source="RFC 6409 §6.1",
+        probes=(AS_FIRST,),
+        check=unknown_address,
+        needs=Need.ACCOUNT | Need.OUTSIDE | Need.DOMAIN,
+        once=True,
+    ),
+    Requirement(
+        id="SUB-SND-05",
+        scope=Scope.SUBMISSION,
+        title="A user may send as an alias of his own",
+        expected="250 to MAIL <alias@DOM> and RCPT <V@OUT> after a login as U",
+        remedy="smtpd_sender_login_maps must map the alias to the login; rebuild it with postmap.",
+        source="RFC 6409 §6.1",
+        probes=(AS_FIRST,),
+        check=own_alias,
+        needs=Need.ACCOUNT | Need.ALIAS | Need.OUTSIDE | Need.DOMAIN,
+        once=True,
+    ),
+)

@@ -84,7 +84,9 @@ class Finding:
     verdict: Verdict
     found: str
     transcript: tuple[Line, ...] = ()
-    severity: Severity | None = None  # when milder than the row's: a certificate with 20 days left warns, with 10 it fails
+    severity: Severity | None = (
+        None  # when milder than the row's: a certificate with 20 days left warns, with 10 it fails
+    )
 
 
 @dataclass(frozen=True, slots=True)

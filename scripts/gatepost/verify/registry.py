@@ -173,10 +173,12 @@ def requirements() -> tuple[Requirement, ...]:
 
     Imports the checks, and with them ssl and cryptography, only when called.
     """
-    from gatepost.verify.checks import general, implicit, relay, submission
+    from gatepost.verify.checks import certificate, general, implicit, relay, submission, tls
 
     return (
         *general.REQUIREMENTS,
+        *tls.REQUIREMENTS,
+        *certificate.REQUIREMENTS,
         *relay.REQUIREMENTS,
         *submission.REQUIREMENTS,
         *implicit.REQUIREMENTS,

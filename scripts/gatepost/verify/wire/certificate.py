@@ -1,0 +1,49 @@
+"""The certificates that a listener serves, and whether this machine's OpenSSL trusts them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from gatepost.verify.model import Line
+from gatepost.verify.wire.probe import Site
+from gatepost.verify.wire.session import Failure, Session, WireError, client_context
+from gatepost.verify.wire.tls import Offer, ask, begin, chain_of_tls13
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A chain as served.
+
+    `trust` is empty when it leads to the trust store without any fetching, else OpenSSL's reason.
+    """
+
+    chain: tuple[bytes, ...]  # DER, leaf first
+    trust: str
+    when: datetime  # UTC, by this machine's clock
+    transcript: tuple[Line, ...] = ()
+
+
+def served(site: Site) -> Served:
+    """Return what a client that names the target's hostname is served."""
+    heard = ask(site, Offer(whole_flight=True))
+    chain = heard.certificates or chain_of_tls13(site)
+    if not chain:
+        raise WireError(Failure.TLS_FAILED, f"no certificate to look at: {heard}")
+    return Served(chain, _trust(site), datetime.now(UTC), heard.transcript)
+
+
+def _trust(site: Site) -> str:
+    context = client_context(site, verify=True)
+    context.check_hostname = False  # the name is CRT-02's question
+    # By its own level, not the distribution's: 112 bits, so neither SHA-1 nor RSA under 2048.
+    context.set_ciphers("DEFAULT:@SECLEVEL=2")
+    with Session(site) as session:
+        begin(session)
+        try:
+            session.handshake(context=context)
+        except WireError as error:
+            if error.failure in (Failure.TLS_FAILED, Failure.TLS_REJECTED):
+                return error.detail
+            raise
+    return ""

@@ -98,8 +98,10 @@ def validate(document: Any, schema: str, *, where: str, tree: yaml.Node | None =
     for name, function in _FORMATS.items():
         checker.checks(name, raises=ValueError)(function)
     validator = Draft202012Validator(schema_of(schema), format_checker=checker)
+    # A misspelt key is also a missing one, and the former says more; otherwise by place, so that the answer is stable.
     errors = sorted(
-        validator.iter_errors(document), key=lambda error: (list(map(str, error.absolute_path)), error.message)
+        validator.iter_errors(document),
+        key=lambda e: (list(map(str, e.absolute_path)), e.validator != "additionalProperties", e.message),
     )
     if errors:
         raise _translate(errors[0], where, tree)

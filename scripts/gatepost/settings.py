@@ -251,7 +251,7 @@ def _certificate(path: Path, row: dict[str, Any]) -> Certificate:
                     expected="chain_file and key_file, both in PEM",
                     next_step=f"Add {key}, or set source: lab_ca.",
                 )
-    elif set(row) > {"source"}:
+    elif set(row) - {"source"}:
         given = ", ".join(sorted(set(row) - {"source"}))
         raise GatepostError(
             f"{path}: certificate: {given} given, and source is {certificate.source}",

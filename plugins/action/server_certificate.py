@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import datetime
+import fcntl
 import os
 import tempfile
 from pathlib import Path
@@ -139,11 +140,11 @@ class Authority:
 
     def load(self):
         """Read the CA. Return False when there is none yet."""
-        present = [path for path in (self.certificate_path, self.key_path) if path.exists()]
-        if not present:
+        # The certificate is written last, so a key alone is what an interrupted run left, and nobody trusts it yet.
+        if not self.certificate_path.exists():
             return False
-        if len(present) == 1:
-            fail(f"{self.directory} holds {present[0].name} alone.", "ca.pem and ca.key, or neither.", "restore the other one; or remove it for a new CA, which clients must then be given.")
+        if not self.key_path.exists():
+            fail(f"{self.directory} holds ca.pem without ca.key.", "both, or neither.", "restore ca.key; or remove ca.pem for a new CA, which clients must then be given.")
         try:
             self.certificate = x509.load_pem_x509_certificate(self.certificate_path.read_bytes())
             self.key = serialization.load_pem_private_key(self.key_path.read_bytes(), password=None)
@@ -156,8 +157,14 @@ class Authority:
         return True
 
     def make(self):
-        """Make the CA; the certificate is written last, so that an interrupted run leaves no half of one behind."""
+        """Make the CA, unless the same step for another host has just done so."""
         self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with open(self.directory / "lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not self.load():
+                self._make()
+
+    def _make(self):
         self.key = ec.generate_private_key(ec.SECP256R1())
         name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, CA_NAME)])
         identifier = x509.SubjectKeyIdentifier.from_public_key(self.key.public_key())
@@ -286,11 +293,12 @@ class ActionModule(ActionBase):
             fail("certificate_ca_dir is empty.", "a directory on the controller, since certificate_source is lab_ca.", "set certificate_ca_dir.")
         authority = Authority(os.path.expanduser(options["ca_dir"]))
         known = authority.load()
-        done = self._module(task_vars, directory=options["directory"], request=True)
-        if not done["csr"] or not known and self._task.check_mode:
-            return {"changed": True, "reason": "there is no certificate yet"}
-        if not known:
+        if not known and not self._task.check_mode:
             authority.make()
+            known = True
+        done = self._module(task_vars, directory=options["directory"], request=True)
+        if not done["csr"] or not known:  # in check mode alone
+            return {"changed": True, "reason": "there is no certificate yet"}
         request = x509.load_pem_x509_csr(done["csr"].encode())
         reason = authority.why_not(done["present"], request, options["hostname"])
         if reason and not self._task.check_mode:

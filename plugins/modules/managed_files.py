@@ -100,6 +100,10 @@ import time
 from ansible.module_utils.basic import AnsibleModule
 
 
+# Postfix waits until a file that it reads has not been written for two seconds, lest it be half written. Ours never are.
+SETTLED = 3
+
+
 class Refused(Exception):
     """The candidate did not pass; nothing was replaced."""
 
@@ -182,6 +186,12 @@ def run(command):
         raise Refused(f"{' '.join(command)} (exit {done.returncode}):\n{(done.stderr or done.stdout).strip()}")
 
 
+def settle(path):
+    """Date a finished file back, so that its reader need not wait."""
+    then = time.time() - SETTLED
+    os.utime(path, (then, then))
+
+
 def check(directory, files, checks):
     """Build the candidate beside the live directory, compile its tables and run the checks over it."""
     scratch = tempfile.mkdtemp(prefix="." + os.path.basename(directory) + ".", dir=os.path.dirname(directory))
@@ -189,11 +199,12 @@ def check(directory, files, checks):
         candidate = os.path.join(scratch, os.path.basename(directory))
         shutil.copytree(directory, candidate, symlinks=True, ignore=shutil.ignore_patterns("*.db"))
         for file in files:
-            place = os.path.join(candidate, os.path.basename(file["path"]))
-            with open(place, "w", encoding="utf-8", errors="surrogateescape") as stream:
+            target = os.path.join(candidate, os.path.basename(file["path"]))
+            with open(target, "w", encoding="utf-8", errors="surrogateescape") as stream:
                 stream.write(file["content"])
+            settle(target)
             if file["compile"]:
-                run([file["compile"], "hash:" + place])
+                run([file["compile"], "hash:" + target])
         for command in checks:
             run([word.replace("{candidate}", candidate) for word in command])
     finally:
@@ -229,6 +240,7 @@ def replace(file):
                 os.fchmod(stream.fileno(), int(file["mode"], 8))
                 stream.flush()
                 os.fsync(stream.fileno())
+            settle(temporary)
             os.rename(temporary, path)
         except BaseException:
             os.unlink(temporary)
@@ -241,7 +253,7 @@ def replace(file):
 
 
 def outdated(unit, paths):
-    """Return the paths written since the unit last started or reloaded."""
+    """Return the paths put in place since the unit last started or reloaded."""
     shown = subprocess.run(
         ["systemctl", "show", "-P", "StateChangeTimestampMonotonic", unit], capture_output=True, text=True, check=False
     ).stdout.strip()
@@ -250,7 +262,7 @@ def outdated(unit, paths):
     now = time.time()
     since = now - time.clock_gettime(time.CLOCK_MONOTONIC) + int(shown) / 1e6
     # A time in the future tells of a clock that was set back, not of a change.
-    return [path for path in paths if os.path.exists(path) and since < os.stat(path).st_mtime <= now]
+    return [path for path in paths if os.path.exists(path) and since < os.stat(path).st_ctime <= now]
 
 
 def main():

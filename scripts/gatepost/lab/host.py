@@ -210,11 +210,23 @@ def _is_init(process: Path) -> bool:
     return False
 
 
-def kill(pids: Sequence[int], *, how: signal.Signals = signal.SIGKILL) -> None:
-    """Send a signal; a process that has ended meanwhile is what was wanted."""
+def end(pids: Sequence[int], *, how: signal.Signals = signal.SIGKILL, timeout: float = 20) -> bool:
+    """Send a signal and wait until the processes are gone, their open files and sockets too; give False after `timeout`.
+
+    A dying process loses its memory, and so its command line, before it closes its sockets: a zombie or nothing at all is
+    the end.
+    """
     for pid in pids:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, how)
+    return wait_for(lambda: all(map(_ended, pids)), timeout=timeout, interval=0.005)
+
+
+def _ended(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in ("Z", "X")
+    except OSError:
+        return True
 
 
 def spawn(name: str, argv: Sequence[str], log: Path, *, forks: bool = False) -> None:

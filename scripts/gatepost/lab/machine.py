@@ -353,10 +353,9 @@ def update(
 def stop(name: str, *, timeout: float = 60) -> None:
     """Shut a machine down in order; kill it after `timeout` seconds. It keeps its disk and its addresses."""
     with _alone(name):
-        host.kill(host.processes(f"--directory={root_of(name)}"), how=signal.SIGTERM)
-        leaders = host.machine_leaders(root_of(name), _namespace(name))
-        if not host.wait_for(lambda: not host.machine_leaders(root_of(name), _namespace(name)), timeout=timeout):
-            host.kill(leaders)
+        supervisors = host.processes(f"--directory={root_of(name)}")
+        if not (supervisors and host.end(supervisors, how=signal.SIGTERM, timeout=timeout)):
+            host.end(host.machine_leaders(root_of(name), _namespace(name)))
         _end_supervisor(name)
 
 
@@ -426,8 +425,7 @@ def _end_supervisor(name: str) -> None:
     """End a systemd-nspawn whose machine is gone, and what it leaves behind when it is killed."""
     argument = f"--directory={root_of(name)}"
     if not host.wait_for(lambda: not host.processes(argument), timeout=5, interval=0.005):
-        host.kill(host.processes(argument))
-        host.wait_for(lambda: not host.processes(argument), timeout=5)
+        host.end(host.processes(argument))
     for left in Path("/run/systemd/nspawn/propagate", f"gatepost-{name}"), Path("/run/systemd/nspawn/unix-export", f"gatepost-{name}"):
         shutil.rmtree(left, ignore_errors=True)
     with contextlib.suppress(OSError):
@@ -439,11 +437,9 @@ def _wipe(name: str, record: dict[str, Any]) -> None:
     """Remove processes, mount, files, device, namespace and cgroups of a machine; every part may be missing already."""
     root = root_of(name)
     leaders = host.machine_leaders(root, _namespace(name))
-    host.kill(leaders)
-    gone = host.wait_for(lambda: not host.machine_leaders(root, _namespace(name)), timeout=20, interval=0.005)
-    if not gone:
+    if not host.end(leaders):
         raise GatepostError(
-            f"machine {name!r}: its processes do not end: {host.machine_leaders(root, _namespace(name))}",
+            f"machine {name!r}: its processes do not end: {leaders}",
             next_step="A process that waits for a disk cannot be killed; look at it, then destroy again.",
         )
     _end_supervisor(name)

@@ -86,10 +86,9 @@ def running(network: str) -> bool:
 
 def stop(network: str) -> None:
     """End the network's dnsmasq; absent is success."""
-    argument = f"--conf-file={configuration(network)}"
-    host.kill(host.processes(argument))
-    if not host.wait_for(lambda: not host.processes(argument), timeout=10, interval=0.005):
-        raise GatepostError(f"dnsmasq of network {network!r} does not end", next_step=f"kill {host.processes(argument)}")
+    pids = host.processes(f"--conf-file={configuration(network)}")
+    if not host.end(pids):
+        raise GatepostError(f"dnsmasq of network {network!r} does not end: {pids}", next_step="Look at what it waits for.")
 
 
 def remove(network: str) -> None:

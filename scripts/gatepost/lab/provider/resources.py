@@ -14,6 +14,9 @@ from gatepost.lab import firewall, host, images, machine, network, store
 from gatepost.lab.provider.framework import STOP, LabResource, Object, ObjectSet, State, report
 
 
+SCHEMA_VERSION = 1  # tf calls its state upgrade, with a warning, on every read of a schema without a version
+
+
 class LabProvider(Provider):  # type: ignore[misc] # tf has no type hints that mypy takes
     """The provider, without any configuration of its own."""
 
@@ -85,6 +88,7 @@ class NetworkResource(LabResource):
             "vantage_ipv6": "The same over IPv6.",
         }
         return Schema(
+            version=SCHEMA_VERSION,
             attributes=[
                 _id(),
                 _name("network"),
@@ -165,6 +169,7 @@ class FirewallResource(LabResource):
         """Return the attributes."""
         rule = Object({"port": Number(), "protocol": String(), "sources": Set(String())})
         return Schema(
+            version=SCHEMA_VERSION,
             attributes=[
                 _id(),
                 _name("firewall"),
@@ -241,6 +246,7 @@ class MachineResource(LabResource):
     def get_schema(cls) -> Schema:
         """Return the attributes."""
         return Schema(
+            version=SCHEMA_VERSION,
             attributes=[
                 _id(),
                 _name("machine"),

@@ -49,7 +49,9 @@ def together(findings: Iterable[Finding]) -> Finding:
         deciding = [finding for finding in findings if finding.verdict is verdict]
         if deciding:
             found = "\n".join(dict.fromkeys(finding.found for finding in deciding))
-            return Finding(verdict, found, tuple(line for finding in deciding for line in finding.transcript))
+            # Several findings may stem from one dialogue.
+            transcripts = dict.fromkeys(finding.transcript for finding in deciding)
+            return Finding(verdict, found, tuple(line for transcript in transcripts for line in transcript))
     raise ValueError("no findings")
 
 

@@ -7,7 +7,7 @@ import secrets
 from collections.abc import Callable, Iterator
 
 from gatepost.verify.checks.answers import extensions, judge, refusal, together
-from gatepost.verify.checks.relay import envelope, not_relayed, recipient, sender, taken, unknown_user
+from gatepost.verify.checks.relay import envelope, not_relayed, recipient, sender, taken, to, unknown_user
 from gatepost.verify.model import Finding
 from gatepost.verify.registry import Need, NotObserved, Requirement, Scope, Seen, failed, inconclusive, passed
 from gatepost.verify.wire.login import LOGINS
@@ -161,9 +161,20 @@ def _mechanisms(site: Site) -> Iterator[Case]:
 
 
 def _without_login(site: Site) -> Iterator[Case]:
-    for mail_from in (recipient(site), sender(site), ""):
-        for rcpt_to in (recipient(site), f"gatepost-nobody@{site.outside}"):
-            yield envelope(f"<{mail_from}> to <{rcpt_to}>", f"<{mail_from}>", f"<{rcpt_to}>")
+    for mail_from in _claimed(site):
+        yield envelope(mail_from, *_anyone(site))
+
+
+def _claimed(site: Site) -> tuple[str, ...]:
+    return (f"<{recipient(site)}>", f"<{sender(site)}>", "<>")
+
+
+def _anyone(site: Site) -> tuple[str, ...]:
+    return (f"<{recipient(site)}>", _victim(site))
+
+
+def _victim(site: Site) -> str:
+    return f"<gatepost-nobody@{site.outside}>"
 
 
 def _before_ehlo(site: Site) -> Iterator[Case]:
@@ -235,7 +246,11 @@ def no_obsolete_form(seen: Seen) -> Finding:
 
 def mail_needs_login(seen: Seen) -> Finding:
     """SUB-AUTH-04: also for local recipients."""
-    return together(not_relayed(told) for told in seen[ANONYMOUS].told)
+    return together(
+        not_relayed(to(seen[ANONYMOUS], mail_from, rcpt_to))
+        for mail_from in _claimed(seen.here)
+        for rcpt_to in _anyone(seen.here)
+    )
 
 
 def logs_in(seen: Seen) -> Finding:
@@ -292,16 +307,22 @@ def auth_before_ehlo(seen: Seen) -> Finding:
 # -- Sending as somebody -----------------------------------------------------------------------------------------------
 
 
+def _address(site: Site, who: str) -> str:
+    """Return one of the senders that an account tries, in brackets."""
+    accounts = site.target.accounts
+    return {
+        "own": f"<{accounts[0].address}>",
+        "alias": f"<{accounts[0].alias}>",
+        "other": f"<{accounts[-1].address}>",
+        "foreign": f"<{sender(site)}>",
+        "nobody": f"<{unknown_user()}@{site.domain}>",
+    }[who]
+
+
 def _as_first(site: Site) -> Iterator[Case]:
-    own = site.target.accounts[0]
-    victim = f"<gatepost-nobody@{site.outside}>"
-    yield envelope("own", f"<{own.address}>", victim)
-    if own.alias:
-        yield envelope("alias", f"<{own.alias}>", victim)
-    if len(site.target.accounts) > 1:
-        yield envelope("other", f"<{site.target.accounts[1].address}>", victim)
-    yield envelope("foreign", f"<{sender(site)}>", victim)
-    yield envelope("nobody", f"<{unknown_user()}@{site.domain}>", victim)
+    for who in ("own", "alias", "other", "foreign", "nobody"):
+        if (who != "alias" or site.target.accounts[0].alias) and (who != "other" or len(site.target.accounts) > 1):
+            yield envelope(_address(site, who), _victim(site))
 
 
 def _after_login(site: Site) -> Iterator[Case]:
@@ -311,7 +332,7 @@ def _after_login(site: Site) -> Iterator[Case]:
 
 
 def _as_second(site: Site) -> Iterator[Case]:
-    yield envelope("other", f"<{site.target.accounts[0].address}>", f"<gatepost-nobody@{site.outside}>")
+    yield envelope(_address(site, "own"), _victim(site))
 
 
 AS_FIRST = dialogue("submission-as-first", _as_first, account=0, once=True)
@@ -319,29 +340,34 @@ AS_SECOND = dialogue("submission-as-second", _as_second, account=1, once=True)
 AFTER_LOGIN = dialogue("auth-after-login", _after_login, account=0, once=True)
 
 
+def _tried(seen: Seen, who: str) -> Told:
+    return to(seen[AS_FIRST], _address(seen.here, who), _victim(seen.here))
+
+
 def own_address(seen: Seen) -> Finding:
     """SUB-SND-01."""
-    return taken(seen[AS_FIRST]["own"])
+    return taken(_tried(seen, "own"))
 
 
 def others_address(seen: Seen) -> Finding:
     """SUB-SND-02: both ways."""
-    return together(refusal(seen[probe]["other"]) for probe in (AS_FIRST, AS_SECOND))
+    back = to(seen[AS_SECOND], _address(seen.here, "own"), _victim(seen.here))
+    return together((refusal(_tried(seen, "other")), refusal(back)))
 
 
 def foreign_address(seen: Seen) -> Finding:
     """SUB-SND-03."""
-    return not_relayed(seen[AS_FIRST]["foreign"])
+    return not_relayed(_tried(seen, "foreign"))
 
 
 def unknown_address(seen: Seen) -> Finding:
     """SUB-SND-04."""
-    return refusal(seen[AS_FIRST]["nobody"])
+    return refusal(_tried(seen, "nobody"))
 
 
 def own_alias(seen: Seen) -> Finding:
     """SUB-SND-05."""
-    return taken(seen[AS_FIRST]["alias"])
+    return taken(_tried(seen, "alias"))
 
 
 def auth_again(seen: Seen) -> Finding:

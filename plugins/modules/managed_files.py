@@ -89,6 +89,7 @@ outdated:
   returned: always
 """
 
+import contextlib
 import grp
 import os
 import pwd
@@ -162,28 +163,40 @@ def table_is_current(path, compiler):
 
 
 def differs(file):
-    """Tell whether the live file or its table is not as wanted."""
+    """Tell whether the live file's content or its table is not as wanted."""
     path = file["path"]
-    owner, group = ids(file)
-    if read(path) != file["content"] or attributes(path) != (owner, group, int(file["mode"], 8)):
+    if read(path) != file["content"] or os.path.islink(path):
         return True
     return bool(file["compile"]) and not table_is_current(path, file["compile"])
 
 
-def misplaced(directory):
-    """Tell whether the directory is missing, or its owner or mode is not as wanted."""
-    owner, group = ids(directory)
-    return not os.path.isdir(directory["path"]) or attributes(directory["path"]) != (owner, group, int(directory["mode"], 8))
+def drifted(entry):
+    """Tell whether an existing file or directory has another owner or mode than wanted."""
+    found = attributes(entry["path"])
+    return found is not None and found != (*ids(entry), int(entry["mode"], 8))
 
 
 def run(command):
-    """Run a checker; any text on standard error is a failure."""
+    """Run a checker; any text on standard error is a failure.
+
+    Standard error is a terminal, since Postfix's scripts write their warnings to the log alone where there is none.
+    """
+    terminal, end = os.openpty()
     try:
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+        with open(terminal, "rb", buffering=0) as errors:
+            with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=end) as process:
+                os.close(end)
+                shown = process.stdout.read()
+            told = b""
+            # Linux gives EIO, not end of file, when the last writer has closed its end.
+            with contextlib.suppress(OSError):
+                while part := errors.read(65536):
+                    told += part
     except FileNotFoundError as error:
         raise Refused(f"{command[0]} is not installed") from error
-    if done.returncode != 0 or done.stderr.strip():
-        raise Refused(f"{' '.join(command)} (exit {done.returncode}):\n{(done.stderr or done.stdout).strip()}")
+    if process.returncode != 0 or told.strip():
+        text = (told.strip() or shown.strip()).decode(errors="replace").replace("\r\n", "\n")
+        raise Refused(f"{' '.join(command)} (exit {process.returncode}):\n{text}")
 
 
 def settle(path):
@@ -197,7 +210,7 @@ def check(directory, files, checks):
     scratch = tempfile.mkdtemp(prefix="." + os.path.basename(directory) + ".", dir=os.path.dirname(directory))
     try:
         candidate = os.path.join(scratch, os.path.basename(directory))
-        shutil.copytree(directory, candidate, symlinks=True, ignore=shutil.ignore_patterns("*.db"))
+        shutil.copytree(directory, candidate, ignore=shutil.ignore_patterns("*.db"), ignore_dangling_symlinks=True)
         for file in files:
             target = os.path.join(candidate, os.path.basename(file["path"]))
             with open(target, "w", encoding="utf-8", errors="surrogateescape") as stream:
@@ -219,12 +232,10 @@ def known_ids(entry):
     return owner, group
 
 
-def place(directory):
-    """Make the directory, or set its owner and mode right."""
-    owner, group = known_ids(directory)
-    os.makedirs(directory["path"], mode=0o700, exist_ok=True)
-    os.chown(directory["path"], owner, group)
-    os.chmod(directory["path"], int(directory["mode"], 8))
+def set_attributes(entry):
+    """Set owner and mode right."""
+    os.chown(entry["path"], *known_ids(entry))
+    os.chmod(entry["path"], int(entry["mode"], 8))
 
 
 def replace(file):
@@ -245,9 +256,6 @@ def replace(file):
         except BaseException:
             os.unlink(temporary)
             raise
-    else:
-        os.chown(path, owner, group)
-        os.chmod(path, int(file["mode"], 8))
     if file["compile"] and not table_is_current(path, file["compile"]):
         run([file["compile"], "hash:" + path])
 
@@ -303,9 +311,11 @@ def main():
         entry["secret"] = entry["content"] is None
         if entry["secret"]:
             entry["content"] = entry["secret_content"]
-    wrong_files = [entry for entry in files if differs(entry)]
-    wrong_directories = [entry for entry in module.params["directories"] if misplaced(entry)]
-    replaced = [entry["path"] for entry in wrong_directories + wrong_files]
+    directories = module.params["directories"]
+    wrong = [entry for entry in files if differs(entry)]
+    missing = [entry for entry in directories if not os.path.isdir(entry["path"])]
+    misowned = [entry for entry in directories + files if drifted(entry)]
+    replaced = [entry["path"] for entry in missing + wrong + [entry for entry in misowned if entry not in wrong]]
     installed = os.path.isdir(module.params["directory"])
     result = {"changed": bool(replaced), "replaced": replaced, "installed": installed, "outdated": []}
     if module._diff:
@@ -316,22 +326,29 @@ def main():
                 "before": "" if entry["secret"] else read(entry["path"]) or "",
                 "after": "" if entry["secret"] else entry["content"],
             }
-            for entry in wrong_files
+            for entry in wrong
         ]
     if module.check_mode and not installed:
         module.exit_json(**result)
+    if not installed:
+        module.fail_json(msg=f"{module.params['directory']} is missing. Expected: the package that brings it. Next: install it.")
     try:
-        if wrong_files:
-            if not installed:
-                raise Refused(f"{module.params['directory']} is missing: its package is not installed")
+        if not module.check_mode:
+            # Before the check, which complains of the live files' modes too.
+            for entry in misowned:
+                set_attributes(entry)
+        if wrong:
             check(module.params["directory"], files, module.params["checks"])
         if not module.check_mode:
-            for entry in wrong_directories:
-                place(entry)
-            for entry in wrong_files:
+            for entry in missing:
+                os.makedirs(entry["path"], mode=0o700)
+                set_attributes(entry)
+            for entry in wrong:
                 replace(entry)
-    except (Refused, OSError) as refused:
+    except Refused as refused:
         module.fail_json(msg=f"The new configuration was refused; the live files are as they were. {refused}")
+    except OSError as error:
+        module.fail_json(msg=f"The files could not be replaced: {error}. Next: repair that and run again.")
     if module.params["unit"]:
         result["outdated"] = outdated(module.params["unit"], [entry["path"] for entry in files] + module.params["reads"])
     module.exit_json(**result)

@@ -144,7 +144,12 @@ def destroy(inventory: Path, listeners: Path | None, verbose: bool) -> None:
 @click.option(
     "--ca-file", type=click.Path(path_type=Path, exists=True), help="The CA to trust, in PEM. Default: the system's."
 )
-@click.option("--source-address", help="Connect from this address of this computer.")
+@click.option(
+    "--source-address",
+    "source_addresses",
+    multiple=True,
+    help="Connect from this address of this computer; one for each of IPv4 and IPv6.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Write the report to stdout as JSON, and nothing else there.")
 @click.option("--html", type=click.Path(path_type=Path), help="Write the report as an HTML page.")
 @click.option("--only", multiple=True, metavar="ID", help="Judge these requirements only.")
@@ -163,7 +168,7 @@ def verify(
     second_account: str | None,
     second_password_file: Path | None,
     ca_file: Path | None,
-    source_address: str | None,
+    source_addresses: tuple[str, ...],
     as_json: bool,
     html: Path | None,
     only: tuple[str, ...],
@@ -179,6 +184,7 @@ def verify(
     if list_ids:
         _list_requirements()
         return
+    sources = tuple(verification.check_source(address) for address in source_addresses)
     keep: Path | None = None
     if host is None:
         given = {
@@ -194,7 +200,7 @@ def verify(
             raise click.UsageError(
                 f"{', '.join(surplus)}: only with HOST; the environment's settings say it otherwise."
             )
-        target, keep = _environments_target(inventory, listeners, source_address)
+        target, keep = _environments_target(inventory, listeners, sources)
     else:
         target = _hosts_target(
             host,
@@ -203,7 +209,7 @@ def verify(
             domains=domains,
             outside_domain=outside_domain,
             ca_file=ca_file,
-            source_address=source_address,
+            source_addresses=sources,
             accounts=(
                 verification.account_from(account, password_file, "--account"),
                 verification.account_from(second_account, second_password_file, "--second-account"),
@@ -234,7 +240,7 @@ def _list_requirements() -> None:
         click.echo(f"{row.id:<14} {row.severity.value:<7} {row.title}")
 
 
-def _environments_target(directory: Path, listeners: Path | None, source_address: str | None) -> tuple[Target, Path]:
+def _environments_target(directory: Path, listeners: Path | None, sources: tuple[str, ...]) -> tuple[Target, Path]:
     import dataclasses
 
     from gatepost import inventory, settings, verification
@@ -242,7 +248,7 @@ def _environments_target(directory: Path, listeners: Path | None, source_address
     loaded = settings.load(directory)
     standing = inventory.read(loaded)
     target = verification.target_of(loaded, standing, verification.table_of(loaded.directory, listeners, standing))
-    return dataclasses.replace(target, source_address=source_address), loaded.reports
+    return dataclasses.replace(target, source_addresses=sources or target.source_addresses), loaded.reports
 
 
 def _hosts_target(
@@ -299,10 +305,12 @@ def check(inventory: Path, listeners: Path | None, verbose: bool, pytest_argumen
         *(sys.executable, "-m", "pytest", str(environment.CHECKOUT / "tests/testinfra"), "-p", "no:cacheprovider"),
         f"--hosts=ansible://{hosts.GROUP}",
         f"--ansible-inventory={loaded.hosts_file}",
-        "--force-ansible" if verbose else "--sudo",
         *pytest_arguments,
     ]
-    env = {**os.environ, "LISTENERS": str(table.path), "ANSIBLE_CONFIG": str(environment.CHECKOUT / "ansible.cfg")}
+    # testinfra looks for ansible-inventory on PATH.
+    path = f"{Path(sys.executable).parent}:{os.environ.get('PATH', os.defpath)}"
+    config = str(environment.CHECKOUT / "ansible.cfg")
+    env = {**os.environ, "LISTENERS": str(table.path), "ANSIBLE_CONFIG": config, "PATH": path}
     sys.exit(subprocess.run(command, env=env, check=False).returncode)
 
 

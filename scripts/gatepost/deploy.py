@@ -155,7 +155,7 @@ def _require_source(chosen: Settings, own: str) -> None:
         )
 
 
-def build(run: Run) -> tuple[tuple[inventory.Server, ...], dict[str, str]]:
+def build(run: Run) -> tuple[tuple[inventory.Server, ...], dict[str, list[str]]]:
     """Have Terraform make the server, or find the existing one; return servers and the lab's vantage addresses."""
     if run.root is None:
         with run.progress.stage("host key") as stage:

@@ -50,7 +50,7 @@ class Standing:
 
     servers: tuple[Server, ...]
     listeners_file: Path | None  # None: the default table
-    vantage: dict[str, str]  # addresses of this computer on the lab's network that nothing else uses, by ipv4 and ipv6
+    vantage: dict[str, list[str]]  # this computer's spare addresses on the lab's network: ipv4 and ipv6, in pairs
 
 
 def servers_of(settings: Settings, outputs: dict[str, Any]) -> tuple[Server, ...]:
@@ -65,7 +65,7 @@ def write(
     password_hashes: dict[str, str],
     *,
     listeners_file: Path | None,
-    vantage: dict[str, str] | None = None,
+    vantage: dict[str, list[str]] | None = None,
 ) -> None:
     """Write known_hosts and hosts.yml (0600: it holds password hashes)."""
     environment.private_directory(settings.secrets)
@@ -104,6 +104,7 @@ def _host(settings: Settings, server: Server) -> dict[str, Any]:
         "ansible_host": server.address,
         "ansible_port": server.ssh_port,
         "ansible_user": server.ssh_user,
+        "ansible_become": server.ssh_user != "root",
         "ansible_ssh_common_args": shlex.join(_ssh_options(settings)),
         "ansible_python_interpreter": "/usr/bin/python3",
         "mail_hostname": server.fqdn,

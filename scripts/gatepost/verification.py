@@ -40,7 +40,37 @@ def target_of(settings: Settings, standing: inventory.Standing, table: listeners
         accounts=tuple(_account(user) for user in settings.probes),
         ca_file=settings.client_ca_file,
         lab=settings.cloud == "local",
+        source_addresses=_vantage(settings, standing),
     )
+
+
+def _vantage(settings: Settings, standing: inventory.Standing) -> tuple[str, ...]:
+    """Return the lab addresses to connect from: the pair after the last run's.
+
+    The server counts logins per client and minute (anvil(8)), so two runs from one address would limit each other.
+    """
+    pairs = list(zip(standing.vantage.get("ipv4", ()), standing.vantage.get("ipv6", ()), strict=False))
+    if not pairs:
+        return ()
+    try:
+        last_pair = tuple(json.loads((settings.reports / "last.json").read_text())["target"]["source_addresses"])
+    except (OSError, ValueError, KeyError, TypeError):
+        last_pair = ()
+    return pairs[(pairs.index(last_pair) + 1) % len(pairs) if last_pair in pairs else 0]
+
+
+def check_source(address: str) -> str:
+    """Return the address when this computer has it; raise GatepostError otherwise."""
+    try:
+        with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM) as probe:
+            probe.bind((address, 0))
+    except OSError as error:
+        raise GatepostError(
+            f"--source-address {address}: {error.strerror or error}",
+            expected="an IP address of this computer",
+            next_step="ip -brief address lists them.",
+        ) from error
+    return address
 
 
 def _account(user: User) -> Account:

@@ -65,7 +65,7 @@ class Target:
     accounts: tuple[Account, ...] = ()  # none, one or two
     ca_file: Path | None = None  # None: the system's trust store
     lab: bool = False  # a machine of the local lab: real credentials may be shown to it in clear
-    source_address: str | None = None  # bind here before connecting
+    source_addresses: tuple[str, ...] = ()  # bind to the one of the connection's family before connecting
 
 
 @dataclass(frozen=True, slots=True)

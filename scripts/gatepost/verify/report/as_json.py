@@ -42,7 +42,7 @@ def to_json(report: Report) -> str:
             "accounts": [{"address": account.address, "alias": account.alias} for account in target.accounts],
             "ca_file": str(target.ca_file) if target.ca_file else None,
             "lab": target.lab,
-            "source_address": target.source_address,
+            "source_addresses": list(target.source_addresses),
         },
         "listeners": {
             "path": str(target.listeners_file),
@@ -119,7 +119,7 @@ def from_json(text: str, origin: str = "the report") -> Report:
             accounts=tuple(Account(a["address"], "", a["alias"]) for a in target["accounts"]),
             ca_file=Path(target["ca_file"]) if target["ca_file"] else None,
             lab=target["lab"],
-            source_address=target["source_address"],
+            source_addresses=tuple(target["source_addresses"]),
         ),
         started=datetime.fromisoformat(document["started"]),
         seconds=document["seconds"],

@@ -63,12 +63,18 @@ class Site:
         return _literal(self.address)
 
     @property
+    def source(self) -> str | None:
+        """Return the address to connect from: the target's source address of this family, where there is one."""
+        family = ":" in self.address
+        return next((source for source in self.target.source_addresses if (":" in source) == family), None)
+
+    @property
     def own_literal(self) -> str:
         """Return our own address in the same form, as this machine's routing chooses it; nothing is sent."""
         family = socket.AF_INET6 if ":" in self.address else socket.AF_INET
         with socket.socket(family, socket.SOCK_DGRAM) as probe:
-            if self.target.source_address is not None:
-                probe.bind((self.target.source_address, 0))
+            if self.source is not None:
+                probe.bind((self.source, 0))
             probe.connect((self.address, self.listener.port))
             return _literal(str(probe.getsockname()[0]))
 
@@ -103,12 +109,14 @@ class Probe(Generic[T_co]):
 class Send:
     """One thing to send. A str is a line (CRLF added), bytes go as they are.
 
-    `quiet` None reads one reply; a number of seconds reads replies until the server is silent that long.
+    `quiet` None reads one reply; a number of seconds reads replies until the server is silent that long. `vital`: when
+    it is refused (4xx, 5xx), the rest of its case makes no sense and is left out.
     """
 
     data: str | bytes
     quiet: float | None = None
     timeout: float = 8.0
+    vital: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -340,7 +348,7 @@ def _tell_case(session: Session, this: Case) -> tuple[Told, bool]:
         steps.append(Step(shown, answers))
         alive = not any(isinstance(a, Ended) or a.code in (421, 221, 521) for a in answers)
         last = answers[-1] if answers else None
-        if not alive or (this.stop_on_error and isinstance(last, Reply) and last.code >= 400):
+        if not alive or ((this.stop_on_error or send.vital) and isinstance(last, Reply) and last.code >= 400):
             break
     transcript = session.transcript[before:]
     if alive:

@@ -167,7 +167,7 @@ class Session:
     def connect(self, timeout: float = CONNECT_SECONDS) -> None:
         """Open the TCP connection, from the target's source address where one is given."""
         site = self.site
-        source = (site.target.source_address, 0) if site.target.source_address else None
+        source = (site.source, 0) if site.source else None
         try:
             self._socket = socket.create_connection((site.address, site.listener.port), timeout, source)
             self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

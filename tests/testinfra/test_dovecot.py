@@ -28,7 +28,7 @@ def test_hst_sasl_02_user_database(host: Host, dovecot: str) -> None:
     for path in paths:
         file = host.file(path)
         assert (file.user, file.group, file.mode) == ("root", "dovecot", 0o640)
-        hashes = host.check_output("cut -d: -f2 %s", path).split()
+        hashes = host.check_output("grep -v '^#' %s | cut -d: -f2", path).split()
         weak = [
             h[:12]
             for h in hashes

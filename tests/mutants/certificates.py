@@ -34,7 +34,9 @@ def make(directory: Path, hostname: str, ca_dir: Path) -> None:
     for kind, change in kinds.items():
         wanted = good | change
         key = wanted.get("key") or ec.generate_private_key(ec.SECP256R1())
-        signer: CertificateIssuerPrivateKeyTypes = {"self": key, "stranger": stranger_key}.get(wanted.get("issuer"), ca_key)
+        signer: CertificateIssuerPrivateKeyTypes = {"self": key, "stranger": stranger_key}.get(
+            wanted.get("issuer"), ca_key
+        )
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, hostname)])
         builder = (
             x509.CertificateBuilder()

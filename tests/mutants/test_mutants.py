@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 from certificates import make
-from conftest import Environment
+from environments import Environment
 
 HERE = Path(__file__).parent
 CATALOGUE = yaml.safe_load((HERE / "mutants.yml").read_text())
@@ -53,8 +53,8 @@ class Patient:
     def heal(self) -> None:
         """Put files, permissions and services back to what was kept."""
         self.server.ssh(
-            f"key=$(tar -xOf /root/kept.tar --absolute-names /etc/postfix/main.cf | sed -n 's/^smtpd_tls_chain_files = //p')\n"
-            f"rm -rf /etc/postfix /etc/dovecot\ntar -xpf /root/kept.tar --absolute-names\nchmod 600 ${{key%%[ ,]*}}\n"
+            "key=$(tar -xOf /root/kept.tar --absolute-names /etc/postfix/main.cf | sed -n 's/^smtpd_tls_chain_files = //p')\n"
+            "rm -rf /etc/postfix /etc/dovecot\ntar -xpf /root/kept.tar --absolute-names\nchmod 600 ${key%%[ ,]*}\n"
             "systemctl enable -q postfix dovecot nftables\nsystemctl reset-failed\n"
             + "\n".join(RESTART[name] for name in ("nftables", "dovecot", "postfix"))
         )
@@ -97,7 +97,9 @@ def test_the_host_shows(patient: Patient, mutant: dict[str, Any]) -> None:
     wanted = "|".join(id_.lower().replace("-", "_") for id_ in mutant["breaks"])
     try:
         patient.break_it(mutant["run"], mutant["restart"])
-        said = patient.server.gatepost("check", "--", "-q", "--no-header", "-k", wanted.replace("|", " or "), check=False)
+        said = patient.server.gatepost(
+            "check", "--", "-q", "--no-header", "-k", wanted.replace("|", " or "), check=False
+        )
         assert re.search(rf"^FAILED .*::test_({wanted})_", said.stdout, re.MULTILINE), said.stdout
     finally:
         patient.heal()

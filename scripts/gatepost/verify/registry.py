@@ -56,13 +56,16 @@ class Need(enum.Flag):
     ACCOUNT = enum.auto()
     SECOND_ACCOUNT = enum.auto()
     ALIAS = enum.auto()
+    LOGIN = enum.auto()  # an account, but only on submission listeners: on a relay there is nothing to log in to
 
-    def missing(self, target: Target) -> str:
+    def missing(self, target: Target, listener: Listener | None = None) -> str:
         """Return why this cannot be judged, as a reason for people; empty when everything is there."""
+        account = len(target.accounts) >= 1
         wanted = (
             (Need.DOMAIN, bool(target.domains), "no domain of this server was given (--domain)"),
             (Need.OUTSIDE, target.outside_domain is not None, "no outside domain was given (--outside-domain)"),
-            (Need.ACCOUNT, len(target.accounts) >= 1, "no account was given (--account)"),
+            (Need.ACCOUNT, account, "no account was given (--account)"),
+            (Need.LOGIN, account or not (listener and listener.is_submission), "no account was given (--account)"),
             (Need.SECOND_ACCOUNT, len(target.accounts) >= 2, "no second account was given (--second-account)"),
             (Need.ALIAS, any(a.alias for a in target.accounts[:1]), "the account has no second address to send as"),
         )
@@ -173,9 +176,10 @@ def requirements() -> tuple[Requirement, ...]:
 
     Imports the checks, and with them ssl and cryptography, only when called.
     """
-    from gatepost.verify.checks import certificate, general, implicit, relay, submission, tls
+    from gatepost.verify.checks import certificate, general, implicit, relay, submission, tls, verifier
 
     return (
+        *verifier.REQUIREMENTS,
         *general.REQUIREMENTS,
         *tls.REQUIREMENTS,
         *certificate.REQUIREMENTS,

@@ -119,20 +119,26 @@ class Watch:
         probes.pop(REACH.name, None)
         futures: list[Future[None]] = []
         trusted: Future[None] | None = None
-        if any(p.account is not None for p in probes.values()):
+        if any(p.account_at(site) is not None for p in probes.values()):
             probes.pop(CERTIFICATE.name, None)
             trusted = pool.submit(self._observe, site, CERTIFICATE)
             futures.append(trusted)
         # Slow ones first, so that their waiting is filled. Those that log in wait for `trusted`, submitted before
         # them to the same pool, so that it is running or done by then.
         for probe in sorted(probes.values(), key=lambda p: not p.slow):
-            futures.append(pool.submit(self._observe, site, probe, trusted if probe.account is not None else None))
+            futures.append(
+                pool.submit(self._observe, site, probe, trusted if probe.account_at(site) is not None else None)
+            )
         with self._lock:
             self._all += len(futures)
         return futures
 
     def _probes_at(self, row: Requirement, site: Site) -> tuple[Probe[Any], ...]:
-        if row.needs.missing(self.target) or not row.looks_at(site.listener) or (row.once and not self.chosen(site)):
+        if (
+            row.needs.missing(self.target, site.listener)
+            or not row.looks_at(site.listener)
+            or (row.once and not self.chosen(site))
+        ):
             return ()
         probes = (*row.probes, VERSIONS) if row.needs_tls else row.probes
         return tuple(p for p in probes if not p.once or self.chosen(site))
@@ -163,7 +169,7 @@ class Watch:
     def _not_now(self, site: Site, probe: Probe[Any]) -> Failed | None:
         if self._silences.get(site, 0) >= SILENCES:
             return Failed(Failure.TIMED_OUT, f"{site} has gone silent in the course of this run")
-        why = self.distrusted(site) if probe.account is not None else ""
+        why = self.distrusted(site) if probe.account_at(site) is not None else ""
         return Failed(Failure.NOT_TRIED, why) if why else None
 
     def distrusted(self, site: Site) -> str:
@@ -218,7 +224,7 @@ def _result(row: Requirement, watch: Watch, site: Site | None, *, skipped: bool)
 def _finding(row: Requirement, watch: Watch, site: Site | None, *, skipped: bool) -> Finding:
     if skipped:
         return Finding(Verdict.NOT_RUN, "left out on request (--skip)")
-    missing = row.needs.missing(watch.target)
+    missing = row.needs.missing(watch.target, site.listener if site else None)
     if missing:
         return Finding(Verdict.NOT_RUN, missing)
     others = [p for p in row.probes if p.name != REACH.name]

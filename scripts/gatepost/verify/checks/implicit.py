@@ -7,22 +7,23 @@ import re
 from gatepost.verify.checks.answers import extensions
 from gatepost.verify.checks.submission import INSIDE, MECHANISMS, starttls_inside
 from gatepost.verify.model import Finding, Severity, Verdict
-from gatepost.verify.registry import Requirement, Scope, Seen, failed, inconclusive, passed
+from gatepost.verify.registry import NotObserved, Requirement, Scope, Seen, failed, inconclusive, passed
 from gatepost.verify.wire.implicit import ALPN, IN_CLEAR, SILENCE_SECONDS, WITHOUT_SNI, Hello
-from gatepost.verify.wire.session import Reply
+from gatepost.verify.wire.probe import Failed
+from gatepost.verify.wire.session import Failure, Reply
 
 _SMTP_REPLY = re.compile(rb"(^|\n)[2-5][0-9][0-9]")
 _TLS_ALERT = b"\x15\x03"
 
 
 def silent_before_tls(seen: Seen) -> Finding:
-    """IMP-TLS-01."""
+    """IMP-TLS-01. Silence proves nothing on a port that does not speak TLS either."""
     observed = seen[IN_CLEAR]
     if observed.unasked:
         return failed(f"unasked, in clear: {observed.unasked[:80]!r}", transcript=observed.transcript)
-    if observed.ended is not None and not observed.answer:
-        return passed(f"no byte; the connection ended: {observed.ended}", transcript=observed.transcript)
-    return passed(f"no byte within {SILENCE_SECONDS:g} s", transcript=observed.transcript)
+    inside = seen[INSIDE]
+    found = f"no byte in clear within {SILENCE_SECONDS:g} s; inside TLS: {inside.greeting}"
+    return passed(found, transcript=observed.transcript)
 
 
 def no_smtp_in_clear(seen: Seen) -> Finding:
@@ -37,12 +38,17 @@ def no_smtp_in_clear(seen: Seen) -> Finding:
         return failed(found, transcript=observed.transcript)
     if observed.ended is None:
         return inconclusive(f"{found}: neither answered nor closed", transcript=observed.transcript)
-    return passed(found, transcript=observed.transcript)
+    return passed(f"{found}; inside TLS: {seen[INSIDE].greeting}", transcript=observed.transcript)
 
 
 def greets_inside(seen: Seen) -> Finding:
     """IMP-TLS-03."""
-    greeting = seen[INSIDE].greeting
+    observed = seen.attempt(INSIDE)
+    if isinstance(observed, Failed):
+        if observed.failure in (Failure.TIMED_OUT, Failure.LIMITED, Failure.NOT_TRIED):
+            raise NotObserved(observed)
+        return failed(f"no greeting inside TLS: {observed}", transcript=observed.transcript)
+    greeting = observed.greeting
     named = greeting.text.split(" ", 1)[0].rstrip(".").lower() == seen.target.hostname.lower()
     return (passed if greeting.code == 220 and named else failed)(f"inside TLS: {greeting}")
 
@@ -89,9 +95,8 @@ REQUIREMENTS = (
         expected=f"silence for {SILENCE_SECONDS:g} s after connecting",
         remedy="-o smtpd_tls_wrappermode=yes on this service",
         source="RFC 8314 §3.3",
-        probes=(IN_CLEAR,),
+        probes=(IN_CLEAR, INSIDE),
         check=silent_before_tls,
-        needs_tls=True,
     ),
     Requirement(
         id="IMP-TLS-02",
@@ -100,9 +105,8 @@ REQUIREMENTS = (
         expected="the connection is closed, with nothing said or a TLS alert",
         remedy="-o smtpd_tls_wrappermode=yes on this service",
         source="RFC 8314 §3.3",
-        probes=(IN_CLEAR,),
+        probes=(IN_CLEAR, INSIDE),
         check=no_smtp_in_clear,
-        needs_tls=True,
     ),
     Requirement(
         id="IMP-TLS-03",
@@ -123,6 +127,7 @@ REQUIREMENTS = (
         source="RFC 3207 §4.2, RFC 8314 §3.3",
         probes=(INSIDE,),
         check=offers_inside,
+        needs_tls=True,
     ),
     Requirement(
         id="IMP-TLS-05",
@@ -133,6 +138,7 @@ REQUIREMENTS = (
         source="RFC 3207 §4.2",
         probes=(INSIDE,),
         check=starttls_inside,
+        needs_tls=True,
     ),
     Requirement(
         id="IMP-TLS-06",
@@ -143,6 +149,7 @@ REQUIREMENTS = (
         source="ALPACA (2021)",
         probes=(ALPN,),
         check=no_web_inside,
+        needs_tls=True,
         severity=Severity.INFO,
     ),
     Requirement(

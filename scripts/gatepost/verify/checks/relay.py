@@ -151,7 +151,8 @@ def _clear_and_tls(
 ) -> Finding:
     """Judge the same dialogue in clear and inside TLS; a failure in clear needs no second one.
 
-    A server that offers no STARTTLS is judged by what it says in clear.
+    A server that offers no STARTTLS, or with which no handshake comes about (MX-TLS-02), is judged by what it says in
+    clear: there is no other way to talk to it.
     """
     if seen.here.listener.is_implicit:
         return check(seen[inside], "inside TLS")
@@ -159,6 +160,9 @@ def _clear_and_tls(
     finding = check(outside, "in clear")
     no_tls = outside.ehlo_clear is not None and outside.ehlo_clear.keyword("STARTTLS") is None
     if finding.verdict is Verdict.FAIL or no_tls:
+        return finding
+    observed = seen.attempt(inside)
+    if isinstance(observed, Failed) and observed.failure in (Failure.TLS_FAILED, Failure.TLS_REJECTED):
         return finding
     return together((finding, check(seen[inside], "inside TLS")))
 

@@ -301,8 +301,8 @@ REQUIREMENTS = (
         scope=Scope.ALL,
         title="No anonymous, NULL, export, DES, 3DES or RC4 cipher is accepted",
         expected="an alert (handshake_failure)",
-        remedy="smtpd_tls_exclude_ciphers and smtpd_tls_mandatory_exclude_ciphers = aNULL, eNULL, EXPORT, DES, 3DES, RC4, "
-        "MD5, PSK, SRP, DSS (Postfix's lists contain anonymous ciphers by design)",
+        remedy="smtpd_tls_exclude_ciphers and smtpd_tls_mandatory_exclude_ciphers = aNULL, eNULL, EXPORT, DES, 3DES, "
+        "RC4, MD5, PSK, SRP, DSS (Postfix's lists contain anonymous ciphers by design)",
         source="RFC 9325 §4.1",
         probes=(BROKEN,),
         check=broken_ciphers,
@@ -324,8 +324,8 @@ REQUIREMENTS = (
         scope=Scope.SUBMISSION,
         title="No CAMELLIA, ARIA, SEED or IDEA cipher is accepted",
         expected="an alert (handshake_failure)",
-        remedy="smtpd_tls_mandatory_exclude_ciphers: add CAMELLIA, ARIA, SEED, IDEA; and smtpd_tls_security_level = encrypt, "
-        "so that the mandatory lists apply",
+        remedy="smtpd_tls_mandatory_exclude_ciphers: add CAMELLIA, ARIA, SEED, IDEA; and smtpd_tls_security_level = "
+        "encrypt, so that the mandatory lists apply",
         source="RFC 9325 §4.2",
         probes=(UNCOMMON,),
         check=uncommon_ciphers,

@@ -62,15 +62,20 @@ def worst(results: Iterable[Result]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing that is wrong or unknown, wherever it shows."""
+    """One thing that is wrong or unknown, wherever it shows. One cause can leave several requirements unknown."""
 
     status: str
     results: tuple[Result, ...]
 
     @property
     def first(self) -> Result:
-        """Return a result to quote: all of them say the same."""
+        """Return a result to quote: all of them found the same."""
         return self.results[0]
+
+    @property
+    def requirements(self) -> tuple[tuple[str, str], ...]:
+        """Return id and title of each requirement that it is about."""
+        return tuple(dict.fromkeys((result.id, result.title) for result in self.results))
 
     @property
     def places(self) -> tuple[str, ...]:
@@ -89,13 +94,16 @@ def place(result: Result) -> str:
 
 
 def problems(report: Report) -> tuple[Problem, ...]:
-    """Return what failed or could not be judged, worst first, the same text on several listeners once."""
+    """Return what failed or could not be judged, worst first.
+
+    The same text on several listeners comes once, and so do requirements that are unknown for the same reason.
+    """
     groups: dict[tuple[str, ...], list[Result]] = {}
     for result in report.results:
         word = status(result)
         if word in ("fail", "unknown", "warn", "note"):
-            key = (word, result.id, result.title, result.found, result.expected, result.remedy)
-            groups.setdefault(key, []).append(result)
+            about = () if word == "unknown" else (result.id, result.title, result.expected, result.remedy)
+            groups.setdefault((word, result.severity, result.found, *about), []).append(result)
     found = [Problem(key[0], tuple(results)) for key, results in groups.items()]
     # An unknown SHOULD must not stand before a failed one.
     must_first = {Severity.MUST: 0, Severity.SHOULD: 1, Severity.INFO: 2}

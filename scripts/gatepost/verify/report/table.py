@@ -59,18 +59,20 @@ def _head(report: Report) -> Table:
 
 def _problem(problem: digest.Problem) -> RenderableType:
     first = problem.first
-    title = Text.assemble(
-        (_WORD[problem.status], _STYLE[problem.status]), "  ", (first.id, "bold"), "  ", (first.title, "bold")
-    )
+    alone = len(problem.requirements) == 1
+    title = Text.assemble((_WORD[problem.status], _STYLE[problem.status]), "  ")
     grid = _grid(indent=2)
+    if alone:
+        title.append(f"{first.id}  {first.title}", style="bold")
+    else:
+        title.append(f"{len(problem.requirements)} requirements could not be judged, for one reason", style="bold")
+        grid.add_row("which", Text("\n".join(f"{identifier}  {title}" for identifier, title in problem.requirements)))
     grid.add_row("where", Text("\n".join(problem.places)))
     grid.add_row("found", Text(first.found))
-    if first.expected:
-        grid.add_row("expected", Text(first.expected))
-    if first.remedy:
-        grid.add_row("what to do", Text(first.remedy))
-    if first.source:
-        grid.add_row("source", Text(first.source))
+    if alone:
+        for label, text in (("expected", first.expected), ("what to do", first.remedy), ("source", first.source)):
+            if text:
+                grid.add_row(label, Text(text))
     return Group(title, grid)
 
 

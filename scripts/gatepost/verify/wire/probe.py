@@ -7,6 +7,7 @@ meeting the server's error limits.
 
 from __future__ import annotations
 
+import re
 import socket
 import threading
 from collections.abc import Callable, Iterable
@@ -21,6 +22,7 @@ from gatepost.verify.wire.session import Answer, Ended, Failure, Reply, Session,
 T_co = TypeVar("T_co", covariant=True)
 
 ERRORS_PER_CONNECTION = 4  # Postfix delays each further error by 1 s after smtpd_soft_error_limit (5 in hard settings)
+LIMIT_PAUSE = 1.0  # seconds to wait, once, when a server says 421 in its greeting
 CASES_PER_CONNECTION = 10  # each ends with RSET, and smtpd_junk_command_limit counts those
 
 
@@ -93,9 +95,9 @@ def _own_name() -> str:
 class Probe(Generic[T_co]):
     """A named way to look at a site. Compared by name; names are unique.
 
-    `account` is the index in `target.accounts` that it logs in as: the runner starts it only after CRT-01 and CRT-02
-    passed on the same site (or in the lab). `slow` ones are started first. `once` ones run on one address per
-    listener (failed logins are budgeted).
+    `account` is the index in `target.accounts` that it logs in as, on submission listeners: the runner starts it only
+    after CRT-01 and CRT-02 passed on the same site (or in the lab). `slow` ones are started first. `once` ones run on
+    one address per listener (failed logins are budgeted).
     """
 
     name: str
@@ -103,6 +105,10 @@ class Probe(Generic[T_co]):
     account: int | None = field(default=None, compare=False)
     slow: bool = field(default=False, compare=False)
     once: bool = field(default=False, compare=False)
+
+    def account_at(self, site: Site) -> int | None:
+        """Return the account that this probe shows to a site: none on a relay, where nobody logs in."""
+        return self.account if site.listener.is_submission else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,14 +224,14 @@ class Failed:
         return f"{self.failure}: {self.detail}"
 
 
+_LIMIT = re.compile(r"(?i)\b(too many|too much|rate|limit)\b")
+
+
 def is_limit(answer: Answer) -> bool:
     """Whether a reply means a limit of the server's: 421, or a 4xx that speaks of rate, "too many" or "too much"."""
     if not isinstance(answer, Reply):
         return False
-    text = answer.text.lower()
-    return answer.code == 421 or (
-        answer.code in (450, 454) and any(w in text for w in ("too many", "too much", "rate"))
-    )
+    return answer.code == 421 or (answer.code in (450, 451, 454) and _LIMIT.search(answer.text) is not None)
 
 
 def dialogue(
@@ -266,14 +272,26 @@ def tell(
     """Tell the cases, see :func:`dialogue`. Raise WireError when not even the way to the first case worked."""
     left = list(cases)
     told: list[Told] = []
-    opened: _Opened | None = None
+    opened: Opened | None = None
+    waited = False
     while left or opened is None:
         with Session(site) as session:
-            this = _open(session, tls=tls, ehlo=ehlo, account=account, greet_only=greet_only)
+            try:
+                this = open_session(session, tls=tls, ehlo=ehlo, account=account, greet_only=greet_only)
+            except WireError as error:
+                if error.failure is Failure.LIMITED and not waited:
+                    waited = True
+                    site.cancelled.wait(LIMIT_PAUSE)
+                    continue
+                if opened is None:
+                    raise
+                ended = (Ended(error.failure, f"on a new connection: {error.detail}"),)
+                told += [Told(c.label, (Step(_first(c), ended),), error.transcript) for c in left]
+                break
             opened = opened or this
             errors = fresh = 0
             while left and errors < ERRORS_PER_CONNECTION and fresh < CASES_PER_CONNECTION:
-                done, alive = _tell_case(session, left[0])
+                done, alive = tell_case(session, left[0])
                 spoilt = done.was_limited or (
                     not alive and not left[0].ends and Ended in map(type, done.steps[-1].answers)
                 )
@@ -293,16 +311,19 @@ def tell(
 
 
 @dataclass(frozen=True, slots=True)
-class _Opened:
+class Opened:
+    """What was said on the way to the first case."""
+
     greeting: Reply
     clear: Reply | None
     tls: Reply | None
     login: Answer | None
 
 
-def _open(session: Session, *, tls: bool, ehlo: str | None, account: int | None, greet_only: bool) -> _Opened:
+def open_session(session: Session, *, tls: bool, ehlo: str | None, account: int | None, greet_only: bool) -> Opened:
+    """Go as far as asked. Raises WireError; a 421 greeting and a refused login are failures."""
     target = session.site.target
-    verify = account is not None and not target.lab
+    verify = account is not None and session.site.listener.is_submission and not target.lab
     session.connect()
     if session.site.listener.is_implicit:
         session.handshake(verify=verify)
@@ -320,18 +341,23 @@ def _open(session: Session, *, tls: bool, ehlo: str | None, account: int | None,
             if tls:
                 session.starttls(verify=verify)
                 inside = session.ehlo(ehlo)
-        if account is not None:
+        if account is not None and session.site.listener.is_submission:
             login = session.login(target.accounts[account])
             if login.code != 235:
                 raise session.failure(
                     Failure.LIMITED if is_limit(login) else Failure.CLOSED,
                     f"login as {target.accounts[account].address} answered {login}",
                 )
-    return _Opened(greeting, clear, inside, login)
+    return Opened(greeting, clear, inside, login)
 
 
-def _tell_case(session: Session, this: Case) -> tuple[Told, bool]:
-    """Return what came of it, and whether the connection still stands."""
+def _first(this: Case) -> str:
+    data = this.sends[0].data
+    return data if isinstance(data, str) else data.decode("utf-8", "backslashreplace").rstrip()
+
+
+def tell_case(session: Session, this: Case, *, rset: bool = True) -> tuple[Told, bool]:
+    """Tell one case on an open connection; return what came of it, and whether the connection still stands."""
     before = len(session.transcript)
     steps: list[Step] = []
     alive = True
@@ -351,7 +377,7 @@ def _tell_case(session: Session, this: Case) -> tuple[Told, bool]:
         if not alive or ((this.stop_on_error or send.vital) and isinstance(last, Reply) and last.code >= 400):
             break
     transcript = session.transcript[before:]
-    if alive:
+    if alive and rset:
         try:
             alive = session.command("RSET").code == 250
         except WireError:
@@ -363,6 +389,6 @@ def _again(site: Site, cases: tuple[Case, ...], label: str, **how: Any) -> Told:
     """Tell one case on a connection of its own."""
     this = next(c for c in cases if c.label == label)
     with Session(site) as session:
-        _open(session, **how)
-        told, _ = _tell_case(session, this)
+        open_session(session, **how)
+        told, _ = tell_case(session, this)
     return Told(told.label, told.steps, told.transcript, retried=True)

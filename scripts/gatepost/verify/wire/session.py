@@ -280,6 +280,21 @@ class Session:
         except OSError as error:
             raise self.failure(Failure.RESET, str(error.strerror or error)) from None
 
+    def stream(self, data: bytes) -> None:
+        """Send much, with only its size in the transcript; ends early when the server closes."""
+        assert self._socket is not None
+        self._record("send", f"({len(data)} octets)")
+        view = memoryview(data)
+        try:
+            while view and not self.site.cancelled.is_set():
+                self._socket.settimeout(max(0.01, min(REPLY_SECONDS, self._end - time.monotonic())))
+                self._socket.sendall(view[:262144])
+                view = view[262144:]
+        except TimeoutError:
+            raise self.failure(Failure.TIMED_OUT, f"the server takes no more bytes ({len(view)} left)") from None
+        except OSError:
+            self.note(f"the server closed with {len(view)} octets left to send")
+
     def reply(self, timeout: float = REPLY_SECONDS) -> Reply:
         """Read one reply."""
         reply = self._read_reply(timeout)

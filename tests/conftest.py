@@ -1,4 +1,4 @@
-"""Servers that are built once per test run, and the path on which test directories share `footprint` and `environments`."""
+"""Servers that are built once per test run, and the path on which test directories share modules."""
 
 from __future__ import annotations
 

@@ -34,9 +34,8 @@ class Environment:
             timeout=20 * MINUTES,
             check=False,
         )
-        assert not check or done.returncode == 0, (
-            f"{command}: exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
-        )
+        said = f"{command}: exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
+        assert not check or done.returncode == 0, said
         return done
 
     @property

@@ -1,4 +1,4 @@
-"""Certificates with one thing wrong each, signed by the environment's own CA where that is not the thing that is wrong."""
+"""Certificates with one thing wrong each, signed by the environment's CA unless that is what is wrong."""
 
 from __future__ import annotations
 

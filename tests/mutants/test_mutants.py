@@ -20,7 +20,8 @@ CERTS = "/root/mutant-certs"
 # What is restarted settles before it is judged: master serves at once, Dovecot when its sockets are there.
 RESTART = {
     "postfix": "systemctl restart postfix",
-    "dovecot": "systemctl restart dovecot; for _ in $(seq 50); do test -S /var/spool/postfix/private/auth && break; sleep .1; done",
+    "dovecot": "systemctl restart dovecot; for _ in {1..50}; do test -S /var/spool/postfix/private/auth && break; "
+    "sleep .1; done",
     "nftables": "systemctl restart nftables",
 }
 
@@ -53,7 +54,8 @@ class Patient:
     def heal(self) -> None:
         """Put files, permissions and services back to what was kept."""
         self.server.ssh(
-            "key=$(tar -xOf /root/kept.tar --absolute-names /etc/postfix/main.cf | sed -n 's/^smtpd_tls_chain_files = //p')\n"
+            "key=$(tar -xOf /root/kept.tar --absolute-names /etc/postfix/main.cf | "
+            "sed -n 's/^smtpd_tls_chain_files = //p')\n"
             "rm -rf /etc/postfix /etc/dovecot\ntar -xpf /root/kept.tar --absolute-names\nchmod 600 ${key%%[ ,]*}\n"
             "systemctl enable -q postfix dovecot nftables\nsystemctl reset-failed\n"
             + "\n".join(RESTART[name] for name in ("nftables", "dovecot", "postfix"))

@@ -90,6 +90,15 @@ def test_table_puts_failures_first_and_says_found_expected_remedy_source_and_whe
     assert "submission-alt:2525 at 198.18.0.2" in block
 
 
+def test_requirements_that_are_unknown_for_one_reason_share_a_block():
+    why = "closed: login as a@example.test answered 535"
+    unknown = report(*(result(f"SUB-SND-0{n}", Verdict.INCONCLUSIVE, found=why) for n in (1, 2)))
+    for shown in (text(unknown), html.render(unknown).split("Requirements × listeners")[0]):
+        assert shown.count(why) == 1
+        assert "2 requirements could not be judged" in shown
+        assert "title of SUB-SND-01" in shown and "title of SUB-SND-02" in shown
+
+
 def test_table_names_what_was_not_judged_and_why():
     out = text(MIXED)
     assert "not run: no account was given (SUB-SND-01)" in out

@@ -1,0 +1,114 @@
+import pytest
+from smtp_loopback import Server
+
+from gatepost.verify.checks import relay
+from gatepost.verify.model import Verdict
+
+AUTH = "250-mx.example.test\n250-STARTTLS\n250 AUTH PLAIN LOGIN"
+NO_TLS = "250-mx.example.test\n250 PIPELINING"
+OK = "250 2.1.5 Ok"
+FORMS = [f"MX-RLY-{number}" for number, _, _ in relay._FORMS]
+
+# Requirement, what is broken (see smtp_loopback), what the finding must quote.
+BROKEN = [
+    ("MX-TLS-01", {"clear EHLO": NO_TLS}, "PIPELINING"),
+    ("MX-TLS-02", {"clear STARTTLS": "454 4.7.0 TLS not available due to local problem"}, "454"),
+    ("MX-TLS-02", {"tls MAIL": "250 2.1.0 Ok"}, "250 2.1.0"),
+    ("MX-TLS-02", {"tls EHLO": "250-mx.example.test\n250 STARTTLS"}, "offers STARTTLS again"),
+    ("MX-TLS-03", {"clear (MAIL|RCPT)": "530 5.7.0 Must issue a STARTTLS command first"}, "530"),
+    ("MX-AUTH-01", {"clear EHLO": AUTH}, "in clear: AUTH PLAIN LOGIN"),
+    ("MX-AUTH-01", {"tls EHLO": "250-mx.example.test\n250 AUTH=PLAIN"}, "inside TLS: AUTH=PLAIN"),
+    ("MX-AUTH-02", {"tls AUTH": "535 5.7.8 Error: authentication failed"}, "535"),
+    ("MX-AUTH-02", {"clear AUTH": "334 "}, "334"),
+    *((identifier, {"RCPT TO": OK}, "250") for identifier in FORMS),
+    *((identifier, {"tls RCPT TO": OK}, "inside TLS") for identifier in FORMS),
+    *((identifier, {"RCPT TO": "454 4.7.1 Relay access denied"}, "454") for identifier in FORMS),
+    ("MX-RLY-01", {"RCPT TO:<[^>]*@example.org>": OK}, "@example.org> → 250"),
+    ("MX-RLY-30", {"from <>": OK}, "MAIL FROM:<>"),
+    ("MX-RLY-30", {"from <[^>]*@localhost>": OK}, "@localhost"),
+    ("MX-RLY-31", {"as mx.example.test": OK}, "EHLO mx.example.test"),
+    ("MX-RLY-31", {"as localhost": OK}, "EHLO localhost"),
+    ("MX-RLY-32", {"from <> as mx.example.test": OK}, "MAIL FROM:<>"),
+    ("MX-RLY-32", {"RCPT TO:<[^>]*%.* as mx.example.test": OK}, "%remote.test@example.test"),
+    ("MX-RCV-01", {"RCPT TO:<alice@": "550 5.1.1 User unknown"}, "550"),
+    ("MX-RCV-01", {"RCPT TO:<alice@": "451 4.3.0 Temporary lookup failure"}, "451"),
+    ("MX-RCV-02", {"from <>": "554 5.7.1 <>: Sender address rejected"}, "554"),
+    ("MX-RCV-02", {"MAIL FROM:<>": "554 5.7.1 <>: Sender address rejected"}, "554"),
+    ("MX-RCV-03", {"RCPT TO:<postmaster@": "550 5.1.1 User unknown"}, "postmaster@example.test> → 550"),
+    ("MX-RCV-03", {"RCPT TO:<PostMaster@": "550 5.1.1 User unknown"}, "PostMaster@EXAMPLE.TEST> → 550"),
+    ("MX-RCV-03", {"RCPT TO:<postmaster>": "504 5.5.2 need fully-qualified address"}, "postmaster> → 504"),
+    ("MX-RCV-04", {"RCPT TO:<fbl@": "550 5.1.1 User unknown"}, "fbl@example.test> → 550"),
+    ("MX-RCV-04", {"RCPT TO:<abuse@": "550 5.1.1 User unknown"}, "abuse@example.test> → 550"),
+    ("MX-RCV-05", {"RCPT TO:<gatepost-no-such": OK}, "250"),
+    ("MX-RCV-05", {"RCPT TO:<gatepost-no-such": "450 4.1.1 User unknown"}, "450"),
+    ("MX-RCV-06", {"RCPT TO:<gatepost-no-such": "550 5.1.1 User unknown in virtual mailbox table"}, "mailbox table"),
+    ("MX-RCV-07", {r"RCPT TO:<alice\+": "550 5.1.1 User unknown"}, "alice+gatepost@example.test> → 550"),
+]
+
+
+@pytest.fixture(scope="module")
+def sound():
+    with Server() as server:
+        return server.judge(*(row.id for row in relay.REQUIREMENTS)), server.commands
+
+
+@pytest.mark.parametrize("identifier", [row.id for row in relay.REQUIREMENTS])
+def test_passes_on_a_sound_server(sound, identifier):
+    result = sound[0][identifier]
+    assert result.verdict is Verdict.PASS, result.found
+
+
+@pytest.mark.parametrize(("identifier", "broken", "quoted"), BROKEN, ids=lambda value: str(value)[:60])
+def test_fails_and_quotes_what_is_broken(identifier, broken, quoted):
+    with Server(broken=broken) as server:
+        result = server.judge(identifier)[identifier]
+    assert result.verdict is Verdict.FAIL, result.found
+    assert quoted in result.found
+    assert result.expected and result.remedy and result.source
+
+
+def test_every_requirement_has_a_failing_case():
+    assert {row.id for row in relay.REQUIREMENTS} == {identifier for identifier, *_ in BROKEN}
+
+
+def test_each_form_is_asked_in_clear_and_inside_tls_and_no_message_is_sent(sound):
+    commands = sound[1]
+    for form in ("<gatepost-nobody@remote.test>", '<"remote.test!gatepost-nobody"@example.test>', "<@remote.test:"):
+        for phase in ("clear", "tls"):
+            assert any(c.startswith(f"{phase} RCPT TO:{form}") for c in commands), (phase, form)
+    assert not any(word in command for command in commands for word in ("DATA", "BDAT"))
+
+
+def test_a_server_without_starttls_is_judged_by_what_it_says_in_clear():
+    with Server(broken={"clear EHLO": NO_TLS, "STARTTLS": "502 5.5.1 Error: command not implemented"}) as server:
+        assert server.judge("MX-RLY-01")["MX-RLY-01"].verdict is Verdict.PASS
+
+
+@pytest.mark.parametrize("identifier", ["MX-RLY-01", "MX-RCV-01"])
+def test_our_sender_unknown_to_its_dns_is_inconclusive(identifier):
+    with Server(broken={"RCPT": "450 4.1.8 Sender address rejected: Domain not found"}) as server:
+        result = server.judge(identifier)[identifier]
+    assert result.verdict is Verdict.INCONCLUSIVE and "--outside-domain" in result.found
+
+
+@pytest.mark.parametrize("identifier", ["MX-RLY-01", "MX-RCV-01", "MX-RCV-05", "MX-AUTH-02"])
+def test_limits_are_inconclusive(identifier):
+    with Server(broken={"(MAIL|AUTH)": "450 4.7.1 Error: too much mail from 127.0.0.1"}) as server:
+        assert server.judge(identifier)[identifier].verdict is Verdict.INCONCLUSIVE
+
+
+def test_mail_refused_for_another_reason_does_not_blame_tls():
+    with Server(broken={"RCPT TO:<alice@": "550 5.1.1 User unknown"}) as server:
+        assert server.judge("MX-TLS-03")["MX-TLS-03"].verdict is Verdict.INCONCLUSIVE
+
+
+def test_a_refusal_of_the_sender_is_a_refusal_to_relay():
+    with Server(broken={"MAIL FROM": "554 5.7.1 Sender address rejected"}) as server:
+        assert server.judge("MX-RLY-17")["MX-RLY-17"].verdict is Verdict.PASS
+
+
+def test_without_an_account_postmaster_stands_for_the_recipient():
+    with Server() as server:
+        found = server.judge("MX-RCV-01", "MX-RCV-07", accounts=())
+    assert found["MX-RCV-01"].verdict is Verdict.PASS and "postmaster@" in found["MX-RCV-01"].found
+    assert found["MX-RCV-07"].verdict is Verdict.NOT_RUN

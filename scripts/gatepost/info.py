@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import platform
+import re
 import shlex
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +112,7 @@ def summary(settings: Settings, table: ListenerTable, report: Report, make: str)
     lines += ["", f"Report: {settings.reports / 'last.html'}"]
     first_mail = _first_mail(settings, table, server)
     if first_mail:
-        lines += ["", "Send a first mail:", f"  {first_mail}"]
+        lines += ["", "Send a first mail (apt-get install swaks):", f"  {first_mail}"]
         sudo = "" if server.ssh_user == "root" else "sudo "
         reader = settings.probes[1].address
         login = shlex.join(inventory.ssh_command(settings, server))
@@ -143,17 +146,28 @@ def _first_mail(settings: Settings, table: ListenerTable, server: inventory.Serv
         return ""
     row = min(rows, key=lambda row: row.is_implicit)
     sender, reader = settings.probes[:2]
-    ca = settings.client_ca_file
-    words = [
-        "swaks",
-        "--server",
-        server.address,
-        "--port",
-        str(row.port),
-        "--tls-on-connect" if row.is_implicit else "--tls",
-    ]
-    words += ["--tls-verify", "--tls-verify-target", settings.hostname] if ca else ["--tls-verify"]
-    if ca:
-        words += ["--tls-ca-path", str(ca)]
-    words += ["--from", sender.address, "--to", reader.address, "--auth", "PLAIN", "--auth-user", sender.address]
-    return f"{shlex.join(words)} --auth-password < {shlex.quote(str(sender.password_file))}"
+    words = ["swaks", "--server", server.address, "--port", str(row.port)]
+    words += ["--tls-on-connect" if row.is_implicit else "--tls", "--tls-verify"]
+    if _swaks_year() >= 2024:  # before, it checked the chain and never the name
+        words += ["--tls-verify-target", settings.hostname]
+    if settings.client_ca_file:
+        words += ["--tls-ca-path", str(settings.client_ca_file)]
+    words += ["--from", sender.address, "--to", reader.address]
+    words += ["--auth", "PLAIN", "--auth-user", sender.address, "--auth-hide-password", "--auth-password"]
+    return f"{shlex.join(words)} < {shlex.quote(str(sender.password_file))}"
+
+
+def _swaks_year() -> int:
+    """Return the year of the swaks that is installed, or of the one that this Debian would install."""
+    try:
+        said = subprocess.run(["swaks", "--version"], capture_output=True, text=True, check=False).stdout
+    except OSError:
+        said = ""
+    found = re.search(r"version (20\d\d)", said)
+    if found:
+        return int(found[1])
+    try:
+        release = platform.freedesktop_os_release().get("VERSION_ID", "")
+    except OSError:
+        release = ""
+    return 2020 if release == "12" else 2024

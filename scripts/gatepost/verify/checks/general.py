@@ -233,6 +233,12 @@ def _refused_verb(*labels: str) -> Callable[[Seen], Finding]:
     return lambda seen: together(refusal(seen[VERBS][label]) for label in labels)
 
 
+def other_verbs(seen: Seen) -> Finding:
+    """GEN-CMD-07. HELP may be answered: RFC 5321 §4.1.1.8 says SHOULD, and Postfix does so from 3.9 on."""
+    refused = (refusal(seen[VERBS][verb]) for verb in ("TURN", "BURL", "unknown verb"))
+    return together((judge(seen[VERBS]["HELP"], lambda reply: reply.code == 214 or reply.code >= 500), *refused))
+
+
 def http(seen: Seen) -> Finding:
     """GEN-CMD-05."""
     told = seen[GET]["GET"]
@@ -489,11 +495,11 @@ REQUIREMENTS = (
         id="GEN-CMD-07",
         scope=Scope.ALL,
         title="Other verbs are refused",
-        expected="a 5xx reply (500 or 502) to TURN, HELP, BURL and a verb that does not exist",
-        remedy="Postfix implements none of them: look for a proxy in front",
-        source="RFC 5321 §4.2.4",
+        expected="a 5xx reply (500 or 502) to TURN, BURL and a verb that does not exist; to HELP that, or 214",
+        remedy="Postfix implements none of them but HELP: look for a proxy in front",
+        source="RFC 5321 §4.2.4, §4.1.1.8",
         probes=(VERBS,),
-        check=_refused_verb("TURN", "HELP", "BURL", "unknown verb"),
+        check=other_verbs,
     ),
     Requirement(
         id="GEN-CMD-08",

@@ -1,7 +1,8 @@
 """A mail server on the loopback that does what the policy asks, save what a test breaks: real sockets, real TLS.
 
 `broken` maps a pattern to the reply that is given instead (None: the connection is closed). Patterns are searched in
-`PHASE COMMAND`, PHASE being clear, tls or login; a RCPT is followed by ` from <sender> as EHLO-NAME`.
+`PHASE COMMAND`, PHASE being clear, tls or login; a RCPT is followed by ` from <sender> as EHLO-NAME`, and whatever
+comes before EHLO by ` before EHLO`.
 """
 
 from __future__ import annotations
@@ -140,6 +141,8 @@ class Conversation:
         seen = f"{self.phase} {line}"
         if line.upper().startswith("RCPT"):
             seen += f" from {self.sender} as {self.ehlo}"
+        if self.ehlo is None:
+            seen += " before EHLO"
         self.server.commands.append(seen)
         for pattern, reply in self.server.broken:
             if pattern.search(seen):

@@ -68,9 +68,9 @@ def neighbour(server13: Environment) -> Iterator[Neighbour]:
         neighbour.run("cat > /root/ca.pem", stdin=Path(info["ca_file"]).read_text())
         neighbour.run(
             "export DEBIAN_FRONTEND=noninteractive; apt-get -qq update; apt-get -qq install -y --no-install-recommends "
-            "postfix swaks libnet-ssleay-perl curl msmtp openssl ca-certificates >/dev/null; "
+            "postfix ssl-cert swaks libnet-ssleay-perl curl msmtp openssl ca-certificates >/dev/null; "
             f"postconf -e myhostname={spec.fqdn} mydestination=remote.test mynetworks=127.0.0.0/8 inet_interfaces=all "
-            "compatibility_level=3.6 relayhost=; "
+            "compatibility_level=3.6 relayhost= smtp_tls_security_level=may smtpd_tls_security_level=may; "
             f"useradd -m {OUTSIDER.partition('@')[0]}; systemctl restart postfix"
         )
         yield neighbour

@@ -1,6 +1,6 @@
 # Copyright: Gatepost contributors
 # MIT licence (see LICENSE)
-"""Judge users, domains and listeners together, and make the tables of addresses from them. Runs on the controller alone."""
+"""Judge users, domains and listeners together, and make the address tables. Runs on the controller alone."""
 
 from __future__ import annotations
 
@@ -27,7 +27,11 @@ def mistakes(hostname, domains, users, postmaster, listeners):
 
     for name in [hostname, *domains]:
         if not _FQDN.fullmatch(name) or len(name) > 253:
-            mistake(f"{name!r} is no fully qualified name.", "such as mx.example.org.", "correct postfix_hostname or postfix_domains.")
+            mistake(
+                f"{name!r} is no fully qualified name.",
+                "such as mx.example.org.",
+                "correct postfix_hostname or postfix_domains.",
+            )
     if not domains:
         mistake("postfix_domains is empty.", "at least one domain.", "name the domains whose mail ends here.")
     if not _ADDRESS.fullmatch(postmaster):
@@ -43,7 +47,11 @@ def mistakes(hostname, domains, users, postmaster, listeners):
         if not 0 < row["port"] < 65536:
             mistake(f"Listener {row['name']} has port {row['port']}.", "1 to 65535.", "correct the listener table.")
         if not re.fullmatch(r"[a-z][a-z0-9-]{0,30}", row["name"]):
-            mistake(f"The listener on port {row['port']} is named {row['name']!r}.", "a letter, then letters, digits and hyphens.", "rename it.")
+            mistake(
+                f"The listener on port {row['port']} is named {row['name']!r}.",
+                "a letter, then letters, digits and hyphens.",
+                "rename it.",
+            )
     for field in ("port", "name"):
         values = [row[field] for row in listeners]
         for value in sorted({value for value in values if values.count(value) > 1}):
@@ -120,7 +128,9 @@ class ActionModule(ActionBase):
                 },
             }
         )
-        found = mistakes(options["hostname"], options["domains"], options["users"], options["postmaster"], options["listeners"])
+        found = mistakes(
+            options["hostname"], options["domains"], options["users"], options["postmaster"], options["listeners"]
+        )
         if found:
             raise AnsibleActionFail("\n".join(found))
         aliases, logins = tables(options["domains"], options["users"], options["postmaster"])

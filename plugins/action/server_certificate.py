@@ -1,11 +1,12 @@
 # Copyright: Gatepost contributors
 # MIT licence (see LICENSE)
-"""Judge, sign and place a server's certificate. Runs on the controller; see the module of the same name for the options."""
+"""Judge, sign and place a server's certificate. Runs on the controller; the module of the same name has the options."""
 
 from __future__ import annotations
 
 import datetime
 import fcntl
+import itertools
 import os
 import tempfile
 from pathlib import Path
@@ -27,7 +28,7 @@ CA_NAME = "Gatepost lab CA"
 
 def now():
     """Return the time in UTC."""
-    return datetime.datetime.now(datetime.timezone.utc)
+    return datetime.datetime.now(datetime.UTC)
 
 
 def fail(found, expected, next_step):
@@ -73,17 +74,26 @@ def judge_files(chain_file, chain, key_file, key, hostname):
     try:
         certificates = x509.load_pem_x509_certificates(chain.encode())
     except ValueError:
-        fail(f"{chain_file} holds no PEM certificate.", "the certificate, then its intermediates.", "correct certificate_chain_file.")
+        fail(
+            f"{chain_file} holds no PEM certificate.",
+            "the certificate, then its intermediates.",
+            "correct certificate_chain_file.",
+        )
     try:
         private = serialization.load_pem_private_key(key.encode(), password=None)
     except TypeError:
-        fail(f"{key_file} is encrypted.", "a key without passphrase, since Postfix starts unattended.", "decrypt it with openssl pkey.")
+        fail(
+            f"{key_file} is encrypted.",
+            "a key without passphrase, since Postfix starts unattended.",
+            "decrypt it with openssl pkey.",
+        )
     except ValueError:
         fail(f"{key_file} holds no PEM private key.", "the certificate's private key.", "correct certificate_key_file.")
     leaf = certificates[0]
     if public(leaf.public_key()) != public(private.public_key()):
         fail(
-            f"The key in {key_file} is not the key of the first certificate in {chain_file} ({leaf.subject.rfc4514_string()}).",
+            f"The key in {key_file} is not the key of the first certificate in {chain_file}, "
+            f"{leaf.subject.rfc4514_string()}.",
             "the key with which that certificate was requested; the server's certificate stands first.",
             "correct certificate_key_file or certificate_chain_file.",
         )
@@ -92,27 +102,60 @@ def judge_files(chain_file, chain, key_file, key, hostname):
     else:
         strong = isinstance(private, ec.EllipticCurvePrivateKey) and private.curve.name in ("secp256r1", "secp384r1")
     if not strong:
-        fail(f"The key in {key_file} is too weak or of a kind that mail clients do not know.", "RSA of 2048 bits or more, or ECDSA on P-256 or P-384 (RFC 9325 section 4.5).", "request a certificate for such a key.")
+        fail(
+            f"The key in {key_file} is too weak or of a kind that mail clients do not know.",
+            "RSA of 2048 bits or more, or ECDSA on P-256 or P-384 (RFC 9325 section 4.5).",
+            "request a certificate for such a key.",
+        )
     if not covers(leaf, hostname):
-        fail(f"{chain_file} is for {', '.join(names(leaf)) or 'no DNS name'}, not for {hostname}.", f"{hostname} among the subjectAltNames.", "take the right certificate, or correct the hostname.")
+        fail(
+            f"{chain_file} is for {', '.join(names(leaf)) or 'no DNS name'}, not for {hostname}.",
+            f"{hostname} among the subjectAltNames.",
+            "take the right certificate, or correct the hostname.",
+        )
     for certificate in certificates:
         who = f"{chain_file}: the certificate of {certificate.subject.rfc4514_string()}"
         if certificate.not_valid_after_utc <= now():
-            fail(f"{who} expired on {certificate.not_valid_after_utc:%d %b %Y %H:%M} UTC.", "one that is valid now.", "renew it.")
+            fail(
+                f"{who} expired on {certificate.not_valid_after_utc:%d %b %Y %H:%M} UTC.",
+                "one that is valid now.",
+                "renew it.",
+            )
         if certificate.not_valid_before_utc > now():
-            fail(f"{who} is valid only from {certificate.not_valid_before_utc:%d %b %Y %H:%M} UTC.", "one that is valid now.", "wait, or look at the controller's clock.")
+            fail(
+                f"{who} is valid only from {certificate.not_valid_before_utc:%d %b %Y %H:%M} UTC.",
+                "one that is valid now.",
+                "wait, or look at the controller's clock.",
+            )
         self_signed = certificate.issuer == certificate.subject
         if not self_signed and isinstance(certificate.signature_hash_algorithm, (hashes.SHA1, hashes.MD5)):
-            fail(f"{who} is signed with {certificate.signature_hash_algorithm.name}.", "SHA-256 or better (RFC 9155).", "get it issued anew.")
+            fail(
+                f"{who} is signed with {certificate.signature_hash_algorithm.name}.",
+                "SHA-256 or better (RFC 9155).",
+                "get it issued anew.",
+            )
     if leaf.issuer == leaf.subject:
-        fail(f"{chain_file} is self-signed.", "a certificate that clients can verify.", "use a CA's, or certificate_source: lab_ca.")
-    for certificate, issuer in zip(certificates, certificates[1:], strict=False):
+        fail(
+            f"{chain_file} is self-signed.",
+            "a certificate that clients can verify.",
+            "use a CA's, or certificate_source: lab_ca.",
+        )
+    for certificate, issuer in itertools.pairwise(certificates):
         if not issued_by(certificate, issuer):
-            fail(f"{chain_file}: {certificate.subject.rfc4514_string()} is followed by {issuer.subject.rfc4514_string()}, which did not issue it.", "the server's certificate, then each one's issuer.", "put the file in that order.")
+            fail(
+                f"{chain_file}: {certificate.subject.rfc4514_string()} is followed by "
+                f"{issuer.subject.rfc4514_string()}, which did not issue it.",
+                "the server's certificate, then each one's issuer.",
+                "put the file in that order.",
+            )
     extensions = leaf.extensions
     try:
         if extensions.get_extension_for_class(x509.BasicConstraints).value.ca:
-            fail(f"{chain_file}: the first certificate is a CA's.", "the server's certificate first.", "put the file in order.")
+            fail(
+                f"{chain_file}: the first certificate is a CA's.",
+                "the server's certificate first.",
+                "put the file in order.",
+            )
     except x509.ExtensionNotFound:
         pass
     try:
@@ -120,10 +163,18 @@ def judge_files(chain_file, chain, key_file, key, hostname):
     except x509.ExtensionNotFound:
         usage = ()
     if ExtendedKeyUsageOID.SERVER_AUTH not in usage:
-        fail(f"{chain_file} is not for servers.", "serverAuth among its extended key usages.", "get one issued for a server.")
+        fail(
+            f"{chain_file} is not for servers.",
+            "serverAuth among its extended key usages.",
+            "get one issued for a server.",
+        )
     try:
         extensions.get_extension_for_oid(ExtensionOID.TLS_FEATURE)
-        fail(f"{chain_file} asks for OCSP stapling (must-staple).", "a certificate without it, since Postfix cannot staple.", "get it issued without.")
+        fail(
+            f"{chain_file} asks for OCSP stapling (must-staple).",
+            "a certificate without it, since Postfix cannot staple.",
+            "get it issued without.",
+        )
     except x509.ExtensionNotFound:
         pass
     return leaf
@@ -134,7 +185,7 @@ class Authority:
 
     def __init__(self, directory):
         """Name the CA's directory."""
-        self.directory = Path(directory)
+        self.directory = directory
         self.certificate_path, self.key_path = self.directory / "ca.pem", self.directory / "ca.key"
         self.certificate = self.key = None
 
@@ -144,22 +195,38 @@ class Authority:
         if not self.certificate_path.exists():
             return False
         if not self.key_path.exists():
-            fail(f"{self.directory} holds ca.pem without ca.key.", "both, or neither.", "restore ca.key; or remove ca.pem for a new CA, which clients must then be given.")
+            fail(
+                f"{self.directory} holds ca.pem without ca.key.",
+                "both, or neither.",
+                "restore ca.key; or remove ca.pem for a new CA, which clients must then be given.",
+            )
         try:
             self.certificate = x509.load_pem_x509_certificate(self.certificate_path.read_bytes())
             self.key = serialization.load_pem_private_key(self.key_path.read_bytes(), password=None)
         except (ValueError, TypeError) as error:
-            fail(f"The CA in {self.directory} cannot be read: {error}.", "PEM, without passphrase.", "restore it; or remove both files for a new CA.")
+            fail(
+                f"The CA in {self.directory} cannot be read: {error}.",
+                "PEM, without passphrase.",
+                "restore it; or remove both files for a new CA.",
+            )
         if public(self.certificate.public_key()) != public(self.key.public_key()):
-            fail(f"ca.key and ca.pem in {self.directory} do not belong together.", "one pair.", "restore it; or remove both files for a new CA.")
+            fail(
+                f"ca.key and ca.pem in {self.directory} do not belong together.",
+                "one pair.",
+                "restore it; or remove both files for a new CA.",
+            )
         if self.certificate.not_valid_after_utc <= now() + datetime.timedelta(days=LEAF_DAYS):
-            fail(f"The CA in {self.directory} ends on {self.certificate.not_valid_after_utc:%d %b %Y}.", "one that outlives what it signs.", "remove both files for a new CA, which clients must then be given.")
+            fail(
+                f"The CA in {self.directory} ends on {self.certificate.not_valid_after_utc:%d %b %Y}.",
+                "one that outlives what it signs.",
+                "remove both files for a new CA, which clients must then be given.",
+            )
         return True
 
     def make(self):
         """Make the CA, unless the same step for another host has just done so."""
         self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with open(self.directory / "lock", "w") as lock:
+        with (self.directory / "lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not self.load():
                 self._make()
@@ -184,12 +251,15 @@ class Authority:
         key_text = self.key.private_bytes(
             serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
         )
-        for path, text, mode in ((self.key_path, key_text, 0o600), (self.certificate_path, pem(self.certificate).encode(), 0o644)):
+        for path, text, mode in (
+            (self.key_path, key_text, 0o600),
+            (self.certificate_path, pem(self.certificate).encode(), 0o644),
+        ):
             handle, temporary = tempfile.mkstemp(dir=self.directory)
             with os.fdopen(handle, "wb") as stream:
                 stream.write(text)
-            os.chmod(temporary, mode)
-            os.rename(temporary, path)
+            Path(temporary).chmod(mode)
+            Path(temporary).rename(path)
 
     def why_not(self, chain, request, hostname):
         """Return why the chain on the server will not do for the key of the request, or an empty string."""
@@ -273,10 +343,14 @@ class ActionModule(ActionBase):
 
     def _read(self, path, option):
         if not path:
-            fail(f"{option} is empty.", "a PEM file on the controller, since certificate_source is files.", f"set {option}.")
+            fail(
+                f"{option} is empty.",
+                "a PEM file on the controller, since certificate_source is files.",
+                f"set {option}.",
+            )
         try:
             # Decrypts what ansible-vault has encrypted.
-            real = self._loader.get_real_file(os.path.expanduser(path))
+            real = self._loader.get_real_file(str(Path(path).expanduser()))
             return Path(real).read_text(encoding="ascii")
         except (OSError, ValueError) as error:
             fail(f"{option}: {path} cannot be read: {error}.", "a PEM file on the controller.", f"correct {option}.")
@@ -286,12 +360,19 @@ class ActionModule(ActionBase):
         key = self._read(options["key_file"], "certificate_key_file")
         judge_files(options["chain_file"], chain, options["key_file"], key, options["hostname"])
         done = self._module(task_vars, directory=options["directory"], chain=chain, key=key)
-        return {"changed": done["changed"], "reason": f"{', '.join(done['replaced'])} differed" if done["changed"] else ""}
+        return {
+            "changed": done["changed"],
+            "reason": f"{', '.join(done['replaced'])} differed" if done["changed"] else "",
+        }
 
     def _from_authority(self, options, task_vars):
         if not options["ca_dir"]:
-            fail("certificate_ca_dir is empty.", "a directory on the controller, since certificate_source is lab_ca.", "set certificate_ca_dir.")
-        authority = Authority(os.path.expanduser(options["ca_dir"]))
+            fail(
+                "certificate_ca_dir is empty.",
+                "a directory on the controller, since certificate_source is lab_ca.",
+                "set certificate_ca_dir.",
+            )
+        authority = Authority(Path(options["ca_dir"]).expanduser())
         known = authority.load()
         if not known and not self._task.check_mode:
             authority.make()

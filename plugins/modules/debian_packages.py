@@ -5,6 +5,12 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+from pathlib import Path
+
+from ansible.module_utils.basic import AnsibleModule
+
 DOCUMENTATION = r"""
 module: debian_packages
 short_description: Install what is missing, and tell Debian's release, in one round trip
@@ -40,13 +46,8 @@ ansible_facts:
   returned: always
 """
 
-import os
-import subprocess
-
-from ansible.module_utils.basic import AnsibleModule
-
-LISTS = "/var/lib/apt/lists"
-POLICY = "/usr/sbin/policy-rc.d"
+LISTS = Path("/var/lib/apt/lists")
+POLICY = Path("/usr/sbin/policy-rc.d")
 # 101 is "action forbidden by policy" (invoke-rc.d(8)).
 NO_START = "#!/bin/sh\n# gatepost: removed when the installation ends\nexit 101\n"
 WAIT = ["-o", "DPkg::Lock::Timeout=120"]
@@ -69,18 +70,20 @@ APT = [
 def release():
     """Return os-release(5) as a dict."""
     pairs = {}
-    with open("/etc/os-release", encoding="utf-8") as stream:
-        for line in stream:
-            key, separator, value = line.strip().partition("=")
-            if separator:
-                pairs[key] = value.strip("\"'")
+    for line in Path("/etc/os-release").read_text(encoding="utf-8").splitlines():
+        key, separator, value = line.strip().partition("=")
+        if separator:
+            pairs[key] = value.strip("\"'")
     return pairs
 
 
 def missing(names):
     """Return the names that dpkg does not know as installed."""
     shown = subprocess.run(
-        ["dpkg-query", "-W", "-f", "${Package} ${db:Status-Status}\n", *names], capture_output=True, text=True, check=False
+        ["dpkg-query", "-W", "-f", "${Package} ${db:Status-Status}\n", *names],
+        capture_output=True,
+        text=True,
+        check=False,
     ).stdout
     present = {line.split()[0] for line in shown.splitlines() if line.endswith(" installed")}
     return [name for name in names if name not in present]
@@ -91,14 +94,21 @@ def install(names):
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive", "LC_ALL": "C.UTF-8"}
 
     def apt(*words):
-        return subprocess.run([*APT, *words], capture_output=True, text=True, errors="replace", env=environment, check=False)
+        return subprocess.run(
+            [*APT, *words], capture_output=True, text=True, errors="replace", env=environment, check=False
+        )
 
     def update():
         return subprocess.run(
-            ["apt-get", "-qq", *WAIT, "update"], capture_output=True, text=True, errors="replace", env=environment, check=False
+            ["apt-get", "-qq", *WAIT, "update"],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            env=environment,
+            check=False,
         )
 
-    fetched = not any("_Packages" in name for name in os.listdir(LISTS))
+    fetched = not any("_Packages" in path.name for path in LISTS.iterdir())
     if fetched:
         updated = update()
     done = apt("install", *names)
@@ -107,7 +117,11 @@ def install(names):
         done = apt("install", *names)
         fetched = True
     if done.returncode != 0:
-        return "\n".join(part for part in (updated.stderr.strip() if fetched else "", done.stderr.strip() or done.stdout[-2000:]) if part)
+        return "\n".join(
+            part
+            for part in (updated.stderr.strip() if fetched else "", done.stderr.strip() or done.stdout[-2000:])
+            if part
+        )
     return ""
 
 
@@ -122,20 +136,21 @@ def main():
         "distribution_major_version": found.get("VERSION_ID", "").split(".")[0],
     }
     if found.get("ID") != "debian":
-        module.fail_json(msg=f"The host runs {found.get('PRETTY_NAME', 'an unknown system')}. Expected: Debian 12 or 13.")
+        module.fail_json(
+            msg=f"The host runs {found.get('PRETTY_NAME', 'an unknown system')}. Expected: Debian 12 or 13."
+        )
     names = missing(module.params["names"])
     if names and not module.check_mode:
         # One of ours that is there already was left by a run that was killed.
-        ours = not os.path.lexists(POLICY) or open(POLICY, encoding="utf-8", errors="replace").read() == NO_START
+        ours = not POLICY.exists() or POLICY.read_text(errors="replace") == NO_START
         try:
             if ours:
-                with open(POLICY, "w", encoding="ascii") as stream:
-                    stream.write(NO_START)
-                os.chmod(POLICY, 0o755)
+                POLICY.write_text(NO_START)
+                POLICY.chmod(0o755)
             failure = install(names)
         finally:
             if ours:
-                os.unlink(POLICY)
+                POLICY.unlink()
         if failure:
             module.fail_json(
                 msg=f"apt-get could not install {' '.join(names)}: {failure}\n"

@@ -1,9 +1,21 @@
 #!/usr/bin/python
 # Copyright: Gatepost contributors
 # MIT licence (see LICENSE)
-"""Keep a service's files as given, checked before they replace the live ones. Runs on the server, standard library only."""
+"""Keep a service's files as given, checked before they go live. Runs on the server, standard library only."""
 
 from __future__ import annotations
+
+import contextlib
+import grp
+import os
+import pwd
+import shutil
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+from ansible.module_utils.basic import AnsibleModule
 
 DOCUMENTATION = r"""
 module: managed_files
@@ -11,9 +23,9 @@ short_description: Keep a service's configuration files as given, checked before
 description:
   - Takes all files of a service at once, so that one round trip compares every one of them (content, owner, mode, and
     whether a Postfix table was compiled from the source that lies beside it).
-  - Where something differs, the new files are first put into a private copy of the directory, tables are compiled there,
-    and the service's own checker is run over it. Any text on standard error is a failure, since C(postconf) exits 0 on
-    misspelt parameters. A failure leaves the live files as they were.
+  - Where something differs, the new files are first put into a private copy of the directory, tables are compiled
+    there, and the service's own checker is run over it. Any text on standard error is a failure, since C(postconf)
+    exits 0 on misspelt parameters. A failure leaves the live files as they were.
   - Each file is replaced by a rename, so that a reader sees the old or the new one.
   - Works in check mode on a host where the service is not installed yet.
 options:
@@ -65,7 +77,8 @@ EXAMPLES = r"""
   managed_files:
     directory: /etc/dovecot
     files:
-      - {path: /etc/dovecot/dovecot.conf, content: "{{ lookup('ansible.builtin.template', 'etc/dovecot/dovecot.conf.j2') }}"}
+      - path: /etc/dovecot/dovecot.conf
+        content: "{{ lookup('ansible.builtin.template', 'etc/dovecot/dovecot.conf.j2') }}"
     checks: [[doveconf, -n, -c, "{candidate}/dovecot.conf"]]
     unit: dovecot
 """
@@ -82,26 +95,14 @@ installed:
   returned: always
 outdated:
   description:
-    - Files of O(files) and O(reads) that are newer than the unit's last start or reload. It stays so until that happens,
-      even when a run was interrupted in between.
+    - Files of O(files) and O(reads) that are newer than the unit's last start or reload. It stays so until that
+      happens, even when a run was interrupted in between.
   type: list
   elements: str
   returned: always
 """
 
-import contextlib
-import grp
-import os
-import pwd
-import shutil
-import subprocess
-import tempfile
-import time
-
-from ansible.module_utils.basic import AnsibleModule
-
-
-# Postfix waits until a file that it reads has not been written for two seconds, lest it be half written. Ours never are.
+# Postfix waits until a file has not been written for two seconds, lest it read half of it. Ours are never half written.
 SETTLED = 3
 
 
@@ -112,32 +113,28 @@ class Refused(Exception):
 def read(path):
     """Return the file's text, or None where there is none."""
     try:
-        with open(path, encoding="utf-8", errors="surrogateescape") as stream:
-            return stream.read()
+        return path.read_text(encoding="utf-8", errors="surrogateescape")
     except OSError:
         return None
 
 
-def ids(file):
-    """Return the numeric owner and group, or None for one that does not exist (yet)."""
-    try:
-        owner = pwd.getpwnam(file["owner"]).pw_uid
-    except KeyError:
-        owner = None
-    try:
-        group = grp.getgrnam(file["group"]).gr_gid
-    except KeyError:
-        group = None
+def ids(entry):
+    """Return the numeric owner and group, None for one that does not exist (yet)."""
+    owner = group = None
+    with contextlib.suppress(KeyError):
+        owner = pwd.getpwnam(entry["owner"]).pw_uid
+    with contextlib.suppress(KeyError):
+        group = grp.getgrnam(entry["group"]).gr_gid
     return owner, group
 
 
-def attributes(path):
-    """Return (owner, group, mode) of an existing path, else None."""
+def drifted(entry):
+    """Tell whether an existing file or directory has another owner or mode than wanted."""
     try:
-        found = os.lstat(path)
+        found = entry["path"].lstat()
     except OSError:
-        return None
-    return found.st_uid, found.st_gid, found.st_mode & 0o7777
+        return False
+    return (found.st_uid, found.st_gid, found.st_mode & 0o7777) != (*ids(entry), entry["mode"])
 
 
 def entries(text):
@@ -154,26 +151,19 @@ def entries(text):
 def table_is_current(path, compiler):
     """Tell whether PATH.db is no older than its source and holds the same entries."""
     try:
-        if os.stat(path + ".db").st_mtime < os.stat(path).st_mtime:
+        if Path(f"{path}.db").stat().st_mtime < path.stat().st_mtime:
             return False
     except OSError:
         return False
-    shown = subprocess.run([compiler, "-s", "hash:" + path], capture_output=True, text=True, check=False)
+    shown = subprocess.run([compiler, "-s", f"hash:{path}"], capture_output=True, text=True, check=False)
     return shown.returncode == 0 and entries(shown.stdout) == entries(read(path))
 
 
 def differs(file):
     """Tell whether the live file's content or its table is not as wanted."""
-    path = file["path"]
-    if read(path) != file["content"] or os.path.islink(path):
+    if read(file["path"]) != file["content"] or file["path"].is_symlink():
         return True
-    return bool(file["compile"]) and not table_is_current(path, file["compile"])
-
-
-def drifted(entry):
-    """Tell whether an existing file or directory has another owner or mode than wanted."""
-    found = attributes(entry["path"])
-    return found is not None and found != (*ids(entry), int(entry["mode"], 8))
+    return bool(file["compile"]) and not table_is_current(file["path"], file["compile"])
 
 
 def run(command):
@@ -182,20 +172,21 @@ def run(command):
     Standard error is a terminal, since Postfix's scripts write their warnings to the log alone where there is none.
     """
     terminal, end = os.openpty()
+    told = b""
     try:
-        with open(terminal, "rb", buffering=0) as errors:
-            with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=end) as process:
-                os.close(end)
-                shown = process.stdout.read()
-            told = b""
-            # Linux gives EIO, not end of file, when the last writer has closed its end.
-            with contextlib.suppress(OSError):
-                while part := errors.read(65536):
-                    told += part
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=end)
     except FileNotFoundError as error:
-        raise Refused(f"{command[0]} is not installed") from error
-    if process.returncode != 0 or told.strip():
-        text = (told.strip() or shown.strip()).decode(errors="replace").replace("\r\n", "\n")
+        os.close(terminal)
+        raise Refused(f"{command[0]} is not installed.") from error
+    finally:
+        os.close(end)
+    # Linux gives EIO, not end of file, when the last writer has closed its end.
+    with contextlib.suppress(OSError):
+        while part := os.read(terminal, 65536):
+            told += part
+    os.close(terminal)
+    if process.wait() != 0 or told.strip():
+        text = told.decode(errors="replace").replace("\r\n", "\n").strip()
         raise Refused(f"{' '.join(command)} (exit {process.returncode}):\n{text}")
 
 
@@ -207,57 +198,44 @@ def settle(path):
 
 def check(directory, files, checks):
     """Build the candidate beside the live directory, compile its tables and run the checks over it."""
-    scratch = tempfile.mkdtemp(prefix="." + os.path.basename(directory) + ".", dir=os.path.dirname(directory))
-    try:
-        candidate = os.path.join(scratch, os.path.basename(directory))
+    with tempfile.TemporaryDirectory(prefix=f".{directory.name}.", dir=directory.parent) as scratch:
+        candidate = Path(scratch, directory.name)
         shutil.copytree(directory, candidate, ignore=shutil.ignore_patterns("*.db"), ignore_dangling_symlinks=True)
         for file in files:
-            target = os.path.join(candidate, os.path.basename(file["path"]))
-            with open(target, "w", encoding="utf-8", errors="surrogateescape") as stream:
-                stream.write(file["content"])
+            target = candidate / file["path"].name
+            target.write_text(file["content"], encoding="utf-8", errors="surrogateescape")
             settle(target)
             if file["compile"]:
-                run([file["compile"], "hash:" + target])
+                run([file["compile"], f"hash:{target}"])
         for command in checks:
-            run([word.replace("{candidate}", candidate) for word in command])
-    finally:
-        shutil.rmtree(scratch)
-
-
-def known_ids(entry):
-    """Return the numeric owner and group, which must exist by now."""
-    owner, group = ids(entry)
-    if owner is None or group is None:
-        raise Refused(f"{entry['path']}: there is no user {entry['owner']} or no group {entry['group']}")
-    return owner, group
+            run([word.replace("{candidate}", str(candidate)) for word in command])
 
 
 def set_attributes(entry):
     """Set owner and mode right."""
-    os.chown(entry["path"], *known_ids(entry))
-    os.chmod(entry["path"], int(entry["mode"], 8))
+    os.chown(entry["path"], *ids(entry))
+    entry["path"].chmod(entry["mode"])
 
 
 def replace(file):
     """Rename a complete file over the live one, so that it never holds half of the content or the wrong mode."""
     path = file["path"]
-    owner, group = known_ids(file)
-    if read(path) != file["content"] or os.path.islink(path):
-        handle, temporary = tempfile.mkstemp(prefix="." + os.path.basename(path) + ".", dir=os.path.dirname(path))
+    if read(path) != file["content"] or path.is_symlink():
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        temporary = Path(temporary)
         try:
             with os.fdopen(handle, "w", encoding="utf-8", errors="surrogateescape") as stream:
                 stream.write(file["content"])
-                os.fchown(stream.fileno(), owner, group)
-                os.fchmod(stream.fileno(), int(file["mode"], 8))
                 stream.flush()
                 os.fsync(stream.fileno())
+            set_attributes({**file, "path": temporary})
             settle(temporary)
-            os.rename(temporary, path)
+            temporary.rename(path)
         except BaseException:
-            os.unlink(temporary)
+            temporary.unlink()
             raise
     if file["compile"] and not table_is_current(path, file["compile"]):
-        run([file["compile"], "hash:" + path])
+        run([file["compile"], f"hash:{path}"])
 
 
 def outdated(unit, paths):
@@ -270,7 +248,15 @@ def outdated(unit, paths):
     now = time.time()
     since = now - time.clock_gettime(time.CLOCK_MONOTONIC) + int(shown) / 1e6
     # A time in the future tells of a clock that was set back, not of a change.
-    return [path for path in paths if os.path.exists(path) and since < os.stat(path).st_ctime <= now]
+    return [str(path) for path in paths if path.exists() and since < path.stat().st_ctime <= now]
+
+
+def diff_of(file):
+    """Return what --diff shows; of a secret only that it differs."""
+    shown = {"before_header": str(file["path"]), "after_header": str(file["path"])}
+    if file["secret"]:
+        return {**shown, "before": "", "after": ""}
+    return {**shown, "before": read(file["path"]) or "", "after": file["content"]}
 
 
 def main():
@@ -306,51 +292,52 @@ def main():
         },
         supports_check_mode=True,
     )
-    files = module.params["files"]
-    for entry in files:
-        entry["secret"] = entry["content"] is None
-        if entry["secret"]:
-            entry["content"] = entry["secret_content"]
-    directories = module.params["directories"]
-    wrong = [entry for entry in files if differs(entry)]
-    missing = [entry for entry in directories if not os.path.isdir(entry["path"])]
+    checked = Path(module.params["directory"])
+    files = [
+        {**file, "path": Path(file["path"]), "mode": int(file["mode"], 8), "secret": file["content"] is None}
+        for file in module.params["files"]
+    ]
+    for file in files:
+        file["content"] = file["secret_content"] if file["secret"] else file["content"]
+    directories = [
+        {**directory, "path": Path(directory["path"]), "mode": int(directory["mode"], 8)}
+        for directory in module.params["directories"]
+    ]
+
+    wrong = [file for file in files if differs(file)]
+    missing = [directory for directory in directories if not directory["path"].is_dir()]
     misowned = [entry for entry in directories + files if drifted(entry)]
-    replaced = [entry["path"] for entry in missing + wrong + [entry for entry in misowned if entry not in wrong]]
-    installed = os.path.isdir(module.params["directory"])
-    result = {"changed": bool(replaced), "replaced": replaced, "installed": installed, "outdated": []}
+    replaced = list(dict.fromkeys(str(entry["path"]) for entry in missing + wrong + misowned))
+    result = {"changed": bool(replaced), "replaced": replaced, "installed": checked.is_dir(), "outdated": []}
     if module._diff:
-        result["diff"] = [
-            {
-                "before_header": entry["path"],
-                "after_header": entry["path"],
-                "before": "" if entry["secret"] else read(entry["path"]) or "",
-                "after": "" if entry["secret"] else entry["content"],
-            }
-            for entry in wrong
-        ]
-    if module.check_mode and not installed:
-        module.exit_json(**result)
-    if not installed:
-        module.fail_json(msg=f"{module.params['directory']} is missing. Expected: the package that brings it. Next: install it.")
+        result["diff"] = [diff_of(file) for file in wrong]
+    if not checked.is_dir():
+        if module.check_mode:
+            module.exit_json(**result)
+        module.fail_json(msg=f"{checked} is missing. Expected: the package that brings it. Next: install it.")
     try:
         if not module.check_mode:
+            for entry in directories + files:
+                if None in ids(entry):
+                    raise Refused(f"{entry['path']}: there is no user {entry['owner']} or no group {entry['group']}.")
             # Before the check, which complains of the live files' modes too.
             for entry in misowned:
                 set_attributes(entry)
         if wrong:
-            check(module.params["directory"], files, module.params["checks"])
+            check(checked, files, module.params["checks"])
         if not module.check_mode:
-            for entry in missing:
-                os.makedirs(entry["path"], mode=0o700)
-                set_attributes(entry)
-            for entry in wrong:
-                replace(entry)
+            for directory in missing:
+                directory["path"].mkdir(mode=0o700, parents=True)
+                set_attributes(directory)
+            for file in wrong:
+                replace(file)
     except Refused as refused:
         module.fail_json(msg=f"The new configuration was refused; the live files are as they were. {refused}")
     except OSError as error:
         module.fail_json(msg=f"The files could not be replaced: {error}. Next: repair that and run again.")
     if module.params["unit"]:
-        result["outdated"] = outdated(module.params["unit"], [entry["path"] for entry in files] + module.params["reads"])
+        paths = [file["path"] for file in files] + [Path(path) for path in module.params["reads"]]
+        result["outdated"] = outdated(module.params["unit"], paths)
     module.exit_json(**result)
 
 

@@ -5,6 +5,15 @@
 
 from __future__ import annotations
 
+import ipaddress
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+from ansible.module_utils.basic import AnsibleModule
+
 DOCUMENTATION = r"""
 module: nftables_rules
 short_description: Keep /etc/nftables.conf and the running rules as given, and never lock yourself out
@@ -14,7 +23,10 @@ description:
     flushed or edited table is noticed and loaded again.
   - Refuses rules that would not let in the SSH connection over which it runs.
 options:
-  content: {description: "The file's whole content, which must replace O(table) and touch no other.", type: str, required: true}
+  content:
+    description: The file's whole content, which must replace O(table) and touch no other.
+    type: str
+    required: true
   table: {description: Family and name of the table that it makes., type: str, required: true}
   allow:
     description: What the rules let in; used to judge the SSH connection.
@@ -48,14 +60,6 @@ installed:
   returned: always
 """
 
-import ipaddress
-import os
-import shutil
-import subprocess
-import tempfile
-
-from ansible.module_utils.basic import AnsibleModule
-
 
 def ssh_connection():
     """Return (client address, server port) of the SSH connection that started this process, or None.
@@ -65,10 +69,11 @@ def ssh_connection():
     process = os.getpid()
     while process > 1:
         try:
-            with open(f"/proc/{process}/environ", "rb") as stream:
-                pairs = dict(pair.split(b"=", 1) for pair in stream.read().split(b"\0") if b"=" in pair)
-            with open(f"/proc/{process}/stat", encoding="ascii", errors="replace") as stream:
-                parent = int(stream.read().rpartition(")")[2].split()[1])
+            environment = Path(f"/proc/{process}/environ").read_bytes().split(b"\0")
+            pairs = dict(pair.split(b"=", 1) for pair in environment if b"=" in pair)
+            # proc_pid_stat(5): the name in brackets may hold anything; state and parent come after it.
+            stat = Path(f"/proc/{process}/stat").read_text(errors="replace")
+            parent = int(stat.rpartition(")")[2].split()[1])
         except OSError:
             return None
         if b"SSH_CONNECTION" in pairs:
@@ -121,7 +126,9 @@ def rules(nft, table, path=None):
     """Return the table as nft prints it: the running one, or the one that the file gives in an empty namespace."""
     if path is None:
         return run(nft, "-s", "list", "table", *table).stdout
-    done = run("unshare", "--net", "sh", "-c", '"$0" -f "$1" && shift && exec "$0" -s list table "$@"', nft, path, *table)
+    done = run(
+        "unshare", "--net", "sh", "-c", '"$0" -f "$1" && shift && exec "$0" -s list table "$@"', nft, path, *table
+    )
     return done.stdout if done.returncode == 0 else None
 
 
@@ -141,21 +148,21 @@ def main():
         },
         supports_check_mode=True,
     )
-    path, content, table = module.params["path"], module.params["content"], module.params["table"].split()
+    path, content = Path(module.params["path"]), module.params["content"]
+    table = module.params["table"].split()
     wrong = mistakes(module.params["allow"])
     lockout = "" if wrong else locked_out(module.params["allow"])
     if wrong or lockout:
         module.fail_json(msg=" ".join(wrong) or lockout)
 
     try:
-        with open(path, encoding="utf-8", errors="surrogateescape") as stream:
-            before = stream.read()
-        status = os.stat(path)
+        before = path.read_text(encoding="utf-8", errors="surrogateescape")
+        status = path.stat()
         attributes = (status.st_uid, status.st_gid, status.st_mode & 0o7777)
     except FileNotFoundError:
         before, attributes = "", None
     file_differs = before != content or attributes != (0, 0, 0o755)
-    diff = {"before_header": path, "after_header": path, "before": before, "after": content}
+    diff = {"before_header": str(path), "after_header": str(path), "before": before, "after": content}
 
     nft = shutil.which("nft") or shutil.which("nft", path="/usr/sbin:/sbin")
     if nft is None:
@@ -163,7 +170,8 @@ def main():
             module.exit_json(changed=True, loaded=True, installed=False, diff=diff)
         module.fail_json(msg="nft is not installed. Expected: the package nftables. Next: install it.")
 
-    handle, candidate = tempfile.mkstemp(prefix=".nftables.", dir=os.path.dirname(path))
+    handle, candidate = tempfile.mkstemp(prefix=".nftables.", dir=path.parent)
+    candidate = Path(candidate)
     try:
         with os.fdopen(handle, "w", encoding="utf-8", errors="surrogateescape") as stream:
             stream.write(content)
@@ -184,10 +192,9 @@ def main():
                 if done.returncode != 0:
                     module.fail_json(msg=f"nft could not load the new rules; the old ones stay: {done.stderr.strip()}")
             if file_differs:
-                os.rename(candidate, path)
+                candidate.rename(path)
     finally:
-        if os.path.exists(candidate):
-            os.unlink(candidate)
+        candidate.unlink(missing_ok=True)
     module.exit_json(changed=file_differs or loaded, loaded=loaded, installed=True, diff=diff)
 
 

@@ -5,12 +5,19 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import tempfile
+from pathlib import Path
+
+from ansible.module_utils.basic import AnsibleModule
+
 DOCUMENTATION = r"""
 module: server_certificate
 short_description: Keep a server's certificate and key in place
 description:
-  - The work is done on the controller, by the action plugin of the same name, which knows certificates; what reaches the
-    server writes files, and makes a private key that never leaves it.
+  - The work is done on the controller, by the action plugin of the same name, which knows certificates; what reaches
+    the server writes files, and makes a private key that never leaves it.
 options:
   hostname: {description: Fully qualified name that the certificate must be for., type: str, required: true}
   source:
@@ -21,7 +28,10 @@ options:
   directory: {description: Directory on the server., type: path, required: true}
   chain_file: {description: "For V(files), certificate and intermediates on the controller.", type: str, default: ""}
   key_file: {description: "For V(files), private key on the controller.", type: str, default: ""}
-  ca_dir: {description: "For V(lab_ca), the CA's directory on the controller, made on first use.", type: str, default: ""}
+  ca_dir:
+    description: For V(lab_ca), the CA's directory on the controller, made on first use.
+    type: str
+    default: ""
 author: [Gatepost contributors]
 """
 
@@ -41,18 +51,11 @@ reason:
   returned: always
 """
 
-import os
-import subprocess
-import tempfile
-
-from ansible.module_utils.basic import AnsibleModule
-
 
 def read(path):
     """Return the file's text, or an empty string where there is none."""
     try:
-        with open(path, encoding="ascii", errors="replace") as stream:
-            return stream.read()
+        return path.read_text(encoding="ascii", errors="replace")
     except OSError:
         return ""
 
@@ -60,7 +63,7 @@ def read(path):
 def in_order(path, mode):
     """Tell whether the path belongs to root and has the mode."""
     try:
-        status = os.lstat(path)
+        status = path.lstat()
     except OSError:
         return False
     return (status.st_uid, status.st_gid, status.st_mode & 0o7777) == (0, 0, mode)
@@ -74,16 +77,17 @@ def openssl(*words):
 
 def write(path, content, mode):
     """Rename a complete file over the old one."""
-    handle, temporary = tempfile.mkstemp(prefix=".new.", dir=os.path.dirname(path))
+    handle, temporary = tempfile.mkstemp(prefix=".new.", dir=path.parent)
+    temporary = Path(temporary)
     try:
         with os.fdopen(handle, "w", encoding="ascii") as stream:
             os.fchmod(stream.fileno(), mode)
             stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())
-        os.rename(temporary, path)
+        temporary.rename(path)
     except BaseException:
-        os.unlink(temporary)
+        temporary.unlink()
         raise
 
 
@@ -98,21 +102,21 @@ def main():
         },
         supports_check_mode=True,
     )
-    directory = module.params["directory"]
-    key_path, chain_path = os.path.join(directory, "privkey.pem"), os.path.join(directory, "fullchain.pem")
+    directory = Path(module.params["directory"])
+    key_path, chain_path = directory / "privkey.pem", directory / "fullchain.pem"
     wanted = ((directory, 0o700), (key_path, 0o600), (chain_path, 0o644))
-    drifted = [path for path, mode in wanted if os.path.lexists(path) and not in_order(path, mode)]
+    drifted = [path for path, mode in wanted if path.exists() and not in_order(path, mode)]
     replaced = []
 
     if not module.check_mode:
-        if not os.path.isdir(directory):
-            os.makedirs(directory, mode=0o700)
+        if not directory.is_dir():
+            directory.mkdir(mode=0o700, parents=True)
             replaced.append(directory)
         for path, mode in wanted:
             if path in drifted:
                 os.chown(path, 0, 0)
-                os.chmod(path, mode)
-        if module.params["request"] and not openssl("pkey", "-in", key_path, "-pubout"):
+                path.chmod(mode)
+        if module.params["request"] and not openssl("pkey", "-in", str(key_path), "-pubout"):
             made = openssl("genpkey", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256")
             if not made:
                 module.fail_json(msg="openssl could not make a key. Expected: the package openssl. Next: install it.")
@@ -126,9 +130,9 @@ def main():
             replaced.append(path)
     module.exit_json(
         changed=bool(drifted or replaced),
-        replaced=replaced + drifted,
+        replaced=[str(path) for path in replaced + drifted],
         present=read(chain_path),
-        csr=openssl("req", "-new", "-key", key_path, "-subj", "/CN=gatepost") if module.params["request"] else "",
+        csr=openssl("req", "-new", "-key", str(key_path), "-subj", "/CN=gatepost") if module.params["request"] else "",
     )
 
 

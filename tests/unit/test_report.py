@@ -15,7 +15,8 @@ from rich.console import Console
 from gatepost import listeners
 from gatepost.errors import GatepostError
 from gatepost.verify.model import Account, ExitCode, Line, Report, Result, Severity, Target, Verdict
-from gatepost.verify.report import as_json, digest, html, table
+from gatepost.verify.registry import requirements
+from gatepost.verify.report import as_json, digest, docs, html, table
 
 PASSWORD = "Corr3ct-horse<&>"
 TABLE = listeners.load()
@@ -280,3 +281,19 @@ def test_page_has_a_cell_that_opens_for_each_requirement_and_listener():
         assert f": {identifier} on {port or 'the server'}</span>" in page
     for part in ("250-AUTH PLAIN LOGIN", "expected by GEN-BAN-01", "220 mx", "QUIT", "no account was given"):
         assert part in page
+
+
+def test_docs_checks_md_is_what_the_registry_says():
+    written = Path(__file__).parents[2] / "docs/checks.md"
+    assert written.read_text() == docs.render(), "run: python -m gatepost.verify.report.docs >docs/checks.md"
+
+
+def test_docs_have_a_heading_for_each_requirement_and_each_probe_says_what_it_sends():
+    page = docs.render()
+    headings = re.findall(r"^## (.*)", page, re.MULTILINE)
+    ids = [row.id for row in requirements()]
+    assert [h for h in headings if not h.startswith("Probe ")] == ids and len(set(ids)) == len(ids)
+    for text in page.partition("# What the probes send")[2].split("## Probe ")[1:]:
+        assert text.partition("\n")[2].strip(), f"probe {text.splitlines()[0]} says nothing"
+    anchors = {f"#probe-{re.sub('[^a-z0-9-]', '', h[6:])}" for h in headings if h.startswith("Probe ")}
+    assert set(re.findall(r"\(#([^)]*)\)", page)) == {anchor[1:] for anchor in anchors}

@@ -24,7 +24,8 @@ from gatepost.verify.wire.tls import (
 
 
 def _hello(name: str, offer: Offer) -> Probe[Heard]:
-    return Probe(f"hello-{name}", lambda site: ask(site, offer))
+    about = f"A ClientHello by hand ({name.replace('-', ' ')}); the server's answer to it is the end."
+    return Probe(f"hello-{name}", lambda site: ask(site, offer), about=about)
 
 
 VERSIONS = Probe("tls-versions", versions)

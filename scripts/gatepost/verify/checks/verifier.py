@@ -22,7 +22,12 @@ def _outsider(site: Site) -> tuple[Case, ...]:
 
 
 OUTSIDER = dialogue("outsider", _outsider, tls=False)
-OLD_TLS: Probe[str] = Probe("own-old-tls", lambda _: speaks_old_tls(), once=True)
+OLD_TLS: Probe[str] = Probe(
+    "own-old-tls",
+    lambda _: speaks_old_tls(),
+    once=True,
+    about="Nothing goes to the server: TLS 1.0 and 1.1 hellos, to a server inside this process.",
+)
 
 
 def outsider(seen: Seen) -> Finding:

@@ -24,6 +24,7 @@ class Clear:
 
 
 def _in_clear(site: Site) -> Clear:
+    """Connect, say nothing for a while, then send EHLO in clear."""
     with Session(site) as session:
         session.connect()
         unasked = answer = b""
@@ -63,6 +64,7 @@ def _hello(site: Site, *, server_name: str | None = None, protocol: str | None =
 
 
 def _alpn(site: Site) -> tuple[tuple[str, Hello | Ended], ...]:
+    """Shake hands with the ALPN protocol http/1.1, and with smtp, and read the greeting."""
     tried: list[tuple[str, Hello | Ended]] = []
     for protocol in PROTOCOLS:
         try:
@@ -73,5 +75,9 @@ def _alpn(site: Site) -> tuple[tuple[str, Hello | Ended], ...]:
 
 
 IN_CLEAR = Probe("implicit-in-clear", _in_clear, slow=True)
-WITHOUT_SNI = Probe("implicit-without-sni", lambda site: _hello(site, server_name=""))
+WITHOUT_SNI = Probe(
+    "implicit-without-sni",
+    lambda site: _hello(site, server_name=""),
+    about="Shake hands without naming the server, and read the greeting.",
+)
 ALPN = Probe("implicit-alpn", _alpn)

@@ -48,6 +48,7 @@ WAYS: tuple[tuple[str, Callable[[Session, Account], Answer]], ...] = (
 
 
 def _logins(site: Site) -> tuple[Attempt, ...]:
+    """Log in as the first account: AUTH PLAIN with an initial response, AUTH PLAIN without, AUTH LOGIN."""
     attempts = []
     for way, log_in in WAYS:
         with Session(site) as session:

@@ -97,7 +97,7 @@ class Probe(Generic[T_co]):
 
     `account` is the index in `target.accounts` that it logs in as, on submission listeners: the runner starts it only
     after CRT-01 and CRT-02 passed on the same site (or in the lab). `slow` ones are started first. `once` ones run on
-    one address per listener (failed logins are budgeted).
+    one address per listener (failed logins are budgeted). `about` and `cases` are for docs/checks.md.
     """
 
     name: str
@@ -105,6 +105,8 @@ class Probe(Generic[T_co]):
     account: int | None = field(default=None, compare=False)
     slow: bool = field(default=False, compare=False)
     once: bool = field(default=False, compare=False)
+    about: str = field(default="", compare=False)
+    cases: Callable[[Site], Iterable[Case]] | None = field(default=None, compare=False)
 
     def account_at(self, site: Site) -> int | None:
         """Return the account that this probe shows to a site: none on a relay, where nobody logs in."""
@@ -257,7 +259,9 @@ def dialogue(
             site, tuple(cases(site)), tls=tls, ehlo=ehlo(site) if ehlo else None, account=account, greet_only=greet_only
         )
 
-    return Probe(name, run, account=account, slow=slow, once=once)
+    where = "Before EHLO" if greet_only else "Inside TLS" if tls else "In clear"
+    login = "" if account is None else f", after a login as the {('first', 'second')[account]} account"
+    return Probe(name, run, account=account, slow=slow, once=once, about=f"{where}{login}.", cases=cases)
 
 
 def tell(

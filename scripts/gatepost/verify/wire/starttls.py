@@ -22,6 +22,7 @@ class Upgrade:
 
 
 def _upgrade(site: Site) -> Upgrade:
+    """Send STARTTLS, shake hands, send MAIL at once, then EHLO."""
     with Session(site) as session:
         session.open(tls=False)
         starttls = session.starttls()
@@ -41,6 +42,7 @@ class Spoilt:
 
 
 def _spoil(site: Site) -> Spoilt:
+    """Send STARTTLS, then MAIL in clear instead of a handshake, then MAIL again where the connection still stands."""
     with Session(site) as session:
         session.open(tls=False)
         reply = session.command("STARTTLS")

@@ -1,12 +1,14 @@
 """What a lab leaves on its host: a look before, a look after, and the difference, which must be nothing.
 
-`from footprint import Footprint` works in every test directory, since tests/conftest.py puts this directory on the path.
+`from footprint import Footprint` works in every test directory, since tests/conftest.py puts this directory on the
+path.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import time
 from pathlib import Path
@@ -29,12 +31,12 @@ class Footprint:
             if entry.name.isdecimal() and int(entry.name) != os.getpid():
                 try:
                     line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
-                    root = os.readlink(entry / "root")
+                    # Whatever lives in a machine is told by its cgroup.
+                    group = re.search(r"gatepost-lab-[a-z0-9-]+", (entry / "cgroup").read_text())
                 except OSError:
                     continue
-                # Programs of the lab, and whatever lives in a machine's root.
-                if "gatepost.lab.provider" in line or "/var/lib/gatepost" in line or "gatepost" in root:
-                    found.add(f"process {entry.name} {line}")
+                if line and (group or "gatepost.lab.provider" in line or "/var/lib/gatepost" in line):
+                    found.add(f"process {entry.name} {line} {group[0] if group else ''}")
         return found
 
     @staticmethod
@@ -78,15 +80,23 @@ class Footprint:
         """Return what is there now and was not then, but for other labs on this host; wait a little for the dying."""
         deadline = time.monotonic() + seconds
         while True:
-            book = store.read()
-            others = {name for kind in ("networks", "machines") for name in book[kind]}
-            others |= {record["device"] for kind in ("networks", "machines") for record in book[kind].values()}
-            others |= {record["ipv4_subnet"].rsplit(".", 1)[0] + "." for record in book["networks"].values()}
-            others |= {record["ipv6_prefix"].split("::")[0] + ":" for record in book["networks"].values()}
-            others |= {name.replace("-", "_") for name in book["networks"]}
-            left = sorted(
-                thing for thing in Footprint().things - self.things if not any(other in thing for other in others)
-            )
+            others = _others()
+            left = sorted(thing for thing in Footprint().things - self.things if not others.search(thing))
             if not left or time.monotonic() > deadline:
                 return left
             time.sleep(0.2)
+
+
+def _others() -> re.Pattern[str]:
+    """Match things of the labs that stand on this host now."""
+    book = store.read()
+    records = [*book["networks"].items(), *book["machines"].items()]
+    parts = [
+        r"(gatepost-|machine-|machines/|networks/|dns-)" + re.escape(name) + r"(?![a-z0-9-])" for name, _ in records
+    ]
+    parts += [re.escape(record["device"]) for _, record in records]
+    parts += [re.escape(store.device("gpp", name)) for name in book["networks"]]
+    parts += ["gatepost_lab_" + name.replace("-", "_") + r"\b" for name in book["networks"]]
+    parts += [re.escape(record["ipv4_subnet"].rsplit(".", 1)[0] + ".") for record in book["networks"].values()]
+    parts += [re.escape(record["ipv6_prefix"].split("::")[0] + ":") for record in book["networks"].values()]
+    return re.compile("|".join(parts) or r"(?!)")

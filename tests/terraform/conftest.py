@@ -32,7 +32,9 @@ class Root:
                 ignore=shutil.ignore_patterns(".terraform*", "*.tfstate*", "tests"),
             )
             # The pattern above would drop the plugins too, were they not one directory further down.
-            shutil.copytree(REPOSITORY / "terraform/local/terraform.d", self.directory / "terraform.d", dirs_exist_ok=True)
+            shutil.copytree(
+                REPOSITORY / "terraform/local/terraform.d", self.directory / "terraform.d", dirs_exist_ok=True
+            )
             table = Path("roles/postfix/defaults/main/listeners.yml")
             (directory / table).parent.mkdir(parents=True)
             shutil.copy(REPOSITORY / table, directory / table)

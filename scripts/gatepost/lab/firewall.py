@@ -1,8 +1,8 @@
 """The lab's firewall: filters outside of the machines, as a cloud's does, with nftables.
 
-Every network has one nft table of its own, in the `inet` family, written whole in one transaction (nft(8)); nobody else's
-rules are touched. Traffic to a machine passes the `forward` hook, or `output` when it comes from this host itself. What a
-machine sends is not restricted. A machine that declares a firewall which is not there is closed.
+Every network has one nft table of its own, in the `inet` family, written whole in one transaction (nft(8)); nobody
+else's rules are touched. Traffic to a machine passes the `forward` hook, or `output` when it comes from this host
+itself. What a machine sends is not restricted. A machine that declares a firewall which is not there is closed.
 """
 
 from __future__ import annotations
@@ -119,7 +119,10 @@ def destroy(name: str, identity: str) -> None:
 
 
 def read(name: str, identity: str) -> Reading | None:
-    """Look at the kernel's table; None when there is no such firewall of ours. Raises GatepostError when nft itself fails."""
+    """Look at the kernel's table; None when there is no such firewall of ours.
+
+    Raises GatepostError when nft itself fails.
+    """
     book = store.read()
     record = book["firewalls"].get(name)
     if not record or record["uuid"] != identity:
@@ -143,9 +146,7 @@ def _rows(rules: Iterable[Rule]) -> list[dict[str, Any]]:
 def load(book: store.Book, network: str) -> None:
     """Write a network's table as the book says, in one transaction, and note what the kernel made of it."""
     host.run("nft", "-f", "-", stdin=render(book, network))
-    book["networks"][network]["chains"] = {
-        chain: digest(content) for chain, content in kernel_chains(network).items()
-    }
+    book["networks"][network]["chains"] = {chain: digest(content) for chain, content in kernel_chains(network).items()}
 
 
 def unload(network: str) -> None:
@@ -201,20 +202,29 @@ def _accept(rule: Rule) -> list[str]:
 
 def kernel_chains(network: str) -> dict[str, list[Any]]:
     """Return the chains of a network's table as nft lists them (libnftables-json(5)); empty when there is no table."""
-    try:
-        listed = host.run("nft", "-j", "list", "table", "inet", table(network))
-    except host.CommandError as error:
-        if "No such file or directory" in error.output:
-            return {}
-        raise
     chains: dict[str, list[Any]] = {}
-    for item in json.loads(listed)["nftables"]:
+    for item in _listed(network):
         if chain := item.get("chain"):
             kept = {k: v for k, v in chain.items() if k != "handle"}
             chains.setdefault(chain["name"], []).insert(0, kept)
         elif rule := item.get("rule"):
             chains.setdefault(rule["chain"], []).append(rule["expr"])
     return chains
+
+
+def exists(network: str) -> bool:
+    """Whether there is a table of this network's name, be it empty."""
+    return bool(_listed(network))
+
+
+def _listed(network: str) -> list[dict[str, Any]]:
+    try:
+        listed = host.run("nft", "-j", "list", "table", "inet", table(network))
+    except host.CommandError as error:
+        if "No such file or directory" in error.output:
+            return []
+        raise
+    return list(json.loads(listed)["nftables"])
 
 
 def digest(chain: list[Any]) -> str:

@@ -45,8 +45,8 @@ class CommandError(GatepostError):
 def run(*argv: str, stdin: str | None = None, timeout: float = 60) -> str:
     """Run a command and return its standard output; `timeout` in seconds. Raise CommandError when it fails.
 
-    The child gets a session of its own: a Ctrl-C on the terminal reaches the whole foreground process group, and nft or ip
-    must not die halfway through.
+    The child gets a session of its own: a Ctrl-C on the terminal reaches the whole foreground process group, and nft or
+    ip must not die halfway through.
     """
     try:
         done = subprocess.run(
@@ -71,7 +71,11 @@ def run(*argv: str, stdin: str | None = None, timeout: float = 60) -> str:
 
 def _environment() -> dict[str, str]:
     # /usr/sbin is not in every user's PATH under sudo or su; messages are parsed in English.
-    return {**os.environ, "LC_ALL": "C.UTF-8", "PATH": f"{os.environ.get('PATH', '')}:/usr/local/sbin:/usr/sbin:/sbin:/usr/bin:/bin"}
+    return {
+        **os.environ,
+        "LC_ALL": "C.UTF-8",
+        "PATH": f"{os.environ.get('PATH', '')}:/usr/local/sbin:/usr/sbin:/sbin:/usr/bin:/bin",
+    }
 
 
 @cache
@@ -161,8 +165,8 @@ def wait_for(
 def processes(argument: str) -> list[int]:
     """Return the ids of living processes that have exactly this argument on their command line.
 
-    The lab's programs are found by the path of ours that they were started with: a pid file can be stale, its number used
-    again by a stranger.
+    The lab's programs are found by the path of ours that they were started with: a pid file can be stale, its number
+    used again by a stranger.
     """
     found = []
     needle = argument.encode()
@@ -211,10 +215,11 @@ def _is_init(process: Path) -> bool:
 
 
 def end(pids: Sequence[int], *, how: signal.Signals = signal.SIGKILL, timeout: float = 20) -> bool:
-    """Send a signal and wait until the processes are gone, their open files and sockets too; give False after `timeout`.
+    """Send a signal and wait until the processes are gone, their open files and sockets too; give False after
+    `timeout`.
 
-    A dying process loses its memory, and so its command line, before it closes its sockets: a zombie or nothing at all is
-    the end.
+    A dying process loses its memory, and so its command line, before it closes its sockets: a zombie or nothing at all
+    is the end.
     """
     for pid in pids:
         with contextlib.suppress(ProcessLookupError):
@@ -237,7 +242,11 @@ def spawn(name: str, argv: Sequence[str], log: Path, *, forks: bool = False) -> 
     if has_systemd():
         run(
             *("systemd-run", "--quiet", "--collect", f"--unit=gatepost-lab-{name}"),
-            *(f"--property=Type={'forking' if forks else 'exec'}", "--property=KillMode=mixed", "--property=Delegate=yes"),
+            *(
+                f"--property=Type={'forking' if forks else 'exec'}",
+                "--property=KillMode=mixed",
+                "--property=Delegate=yes",
+            ),
             *(f"--property=StandardOutput=append:{log}", f"--property=StandardError=append:{log}"),
             "--setenv=SYSTEMD_NSPAWN_API_VFS_WRITABLE=network",
             "--",
@@ -247,7 +256,8 @@ def spawn(name: str, argv: Sequence[str], log: Path, *, forks: bool = False) -> 
     elif forks:
         run(*argv)
     else:
-        # The shell enters the cgroups, since a preexec_fn would run Python in a fork of a process with threads (gRPC's).
+        # The shell enters the cgroups, since a preexec_fn would run Python in a fork of a process with threads
+        # (gRPC's).
         enter = "".join(f"echo 0 > {shlex.quote(str(group))}/cgroup.procs && " for group in _own_cgroups(name))
         with log.open("ab") as output:
             subprocess.Popen(
@@ -263,8 +273,8 @@ def spawn(name: str, argv: Sequence[str], log: Path, *, forks: bool = False) -> 
 def _own_cgroups(name: str) -> list[Path]:
     """Make a cgroup for one program where no systemd does.
 
-    Two containers that are started from the same cgroup share one `payload` group (--keep-unit), and the two systemd then
-    wait for each other's processes.
+    Two containers that are started from the same cgroup share one `payload` group (--keep-unit), and the two systemd
+    then wait for each other's processes.
     """
     groups = []
     for mount in _cgroup_mounts():

@@ -1,7 +1,7 @@
 """Debian images: built once by mmdebstrap from the mirrors that the host already uses, then never changed.
 
-A build is a directory of its own under `DIRECTORY`, named by what went into it and when. It is made beside and renamed when it
-is whole, so a half-built image is never used, and it stays until no machine stands on it.
+A build is a directory of its own under `DIRECTORY`, named by what went into it and when. It is made beside and renamed
+when it is whole, so a half-built image is never used, and it stays until no machine stands on it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ PACKAGES = (
 NEEDED_BYTES = 800_000_000  # a build takes about 300 MB, and its packages pass through the same disk
 Progress = Callable[[str], None]
 
-# cloud-init as on a cloud, restricted to what the seed asks for: its other data sources and modules only cost boot time.
+# cloud-init as on a cloud, restricted to what the seed asks for: its other data sources and modules only cost boot
+# time.
 _CLOUD_INIT = """\
 datasource_list: [NoCloud]
 network: {config: disabled}
@@ -168,7 +169,7 @@ def _build(
     free = shutil.disk_usage(directory).free
     if free < NEEDED_BYTES:
         raise GatepostError(
-            f"{directory}: {free // 1_000_000} MB free on its file system, too few to build the image of Debian {release}",
+            f"{directory}: {free // 1_000_000} MB free on its file system, too few for the image of Debian {release}",
             expected=f"{NEEDED_BYTES // 1_000_000} MB",
             next_step=f"Free space there, or mount a larger file system at {directory}, then run this again.",
         )
@@ -234,7 +235,9 @@ def _mmdebstrap(
         # Terminate the whole session: mmdebstrap unmounts what it mounted when it is asked to end.
         os.killpg(process.pid, 15)
         process.wait(timeout=60)
-        raise GatepostError("building the image was interrupted", next_step="Run this again; nothing half-built is kept.")
+        raise GatepostError(
+            "building the image was interrupted", next_step="Run this again; nothing half-built is kept."
+        )
     listener.join(timeout=10)
     if process.returncode == 0:
         return
@@ -250,12 +253,14 @@ def _mmdebstrap(
             expected=f"{NEEDED_BYTES // 1_000_000} MB free",
             next_step=f"Free space there and run this again. {cached}Nothing half-built is kept.",
         )
-    network = re.search(r"(Could not resolve|Could not connect|Unable to connect|Failed to fetch|Connection (failed|timed))", text)
+    network = re.search(
+        r"(Could not resolve|Could not connect|Unable to connect|Failed to fetch|Connection (failed|timed))", text
+    )
     raise GatepostError(
         f"mmdebstrap could not build the image from {mirror}: " + "\n".join(text.splitlines()[-6:]),
         expected="a Debian mirror that answers" if network else "",
-        next_step=f"Check the network, the mirror in the host's /etc/apt/sources.list* and its proxy (`apt-get update` shows "
-        f"the same). {cached}Nothing half-built is kept.",
+        next_step="Check the network, the mirror in the host's /etc/apt/sources.list* and its proxy: `apt-get update` "
+        f"shows the same. {cached}Nothing half-built is kept.",
     )
 
 
@@ -293,8 +298,8 @@ def _proxy() -> list[str]:
 def host_sources(etc_apt: Path = Path("/etc/apt")) -> tuple[Source, Source | None]:
     """Return the Debian archive and security archive that the host's apt uses, as (archive, security or None).
 
-    Reads one-line `.list` and deb822 `.sources` files (sources.list(5)); entries that are disabled, and other vendors', are
-    passed over. Raises GatepostError when there is no Debian archive or no keyring for it.
+    Reads one-line `.list` and deb822 `.sources` files (sources.list(5)); entries that are disabled, and other vendors',
+    are passed over. Raises GatepostError when there is no Debian archive or no keyring for it.
     """
     entries: list[tuple[str, list[str], str]] = []
     for file in (etc_apt / "sources.list", *sorted(etc_apt.glob("sources.list.d/*"))):
@@ -307,7 +312,9 @@ def host_sources(etc_apt: Path = Path("/etc/apt")) -> tuple[Source, Source | Non
         if not re.match(r"(https?|ftp)://", uri) or not suites:
             continue
         source = Source(uri.rstrip("/"), _keyring(signed_by))
-        if re.search(r"/debian-security/?$", uri) or any(re.search(r"(-security|/updates)$", suite) for suite in suites):
+        if re.search(r"/debian-security/?$", uri) or any(
+            re.search(r"(-security|/updates)$", suite) for suite in suites
+        ):
             # Some mirrors keep both under one path; the plain archive is then found by its other suites.
             security = security or source
         if re.search(r"/debian/?$", uri) and any(re.fullmatch(r"[a-z]+", suite) for suite in suites):
@@ -315,7 +322,7 @@ def host_sources(etc_apt: Path = Path("/etc/apt")) -> tuple[Source, Source | Non
     if archive is None:
         raise GatepostError(
             f"{etc_apt}: no Debian archive among the host's package sources",
-            expected="a line such as `deb URI trixie main`, whose URI ends in /debian, in sources.list or sources.list.d",
+            expected="a line such as `deb URI trixie main`, with a URI that ends in /debian",
             next_step="Add one (the lab builds its machines from the mirror that the host uses), then run this again.",
         )
     if not archive.keyring.is_file():
@@ -355,7 +362,12 @@ def _deb822(text: str) -> list[tuple[str, list[str], str]]:
                 name, _, value = line.partition(":")
                 name = name.strip().lower()
                 fields[name] = value.strip()
-        if "deb" in fields.get("types", "").split() and fields.get("enabled", "yes").lower() in ("yes", "true", "1", "on"):
+        if "deb" in fields.get("types", "").split() and fields.get("enabled", "yes").lower() in (
+            "yes",
+            "true",
+            "1",
+            "on",
+        ):
             suites = fields.get("suites", "").split()
             entries += [(uri, suites, fields.get("signed-by", "")) for uri in fields.get("uris", "").split()]
     return entries

@@ -1,7 +1,7 @@
 """A lab machine: a system container with systemd, sshd and cloud-init, on an overlay over an image.
 
-It runs under systemd-nspawn(1) in a network namespace that is made and addressed before it boots, so that it has its network
-from the first moment and keeps its addresses over restarts, as a cloud's server does.
+It runs under systemd-nspawn(1) in a network namespace that is made and addressed before it boots, so that it has its
+network from the first moment and keeps its addresses over restarts, as a cloud's server does.
 """
 
 from __future__ import annotations
@@ -83,8 +83,8 @@ def create(
 ) -> Machine:
     """Make a machine and boot it until SSH listens.
 
-    What an earlier attempt of ours left half-made is wiped first. Raises GatepostError; when the machine exists by then and
-    only did not come up, it is in the book (`describe` tells what there is of it, `destroy` removes it).
+    What an earlier attempt of ours left half-made is wiped first. Raises GatepostError; when the machine exists by then
+    and only did not come up, it is in the book (`describe` tells what there is of it, `destroy` removes it).
     """
     store.check_name("machine", spec.name)
     with _alone(spec.name):
@@ -204,7 +204,7 @@ def _mount(name: str, record: dict[str, Any]) -> None:
 
 
 def _connect(book: store.Book, name: str) -> None:
-    """Bring the machine's namespace, veth pair, addresses and routes to what the book says. Harmless when all stands."""
+    """Bring namespace, veth pair, addresses and routes to what the book says. Harmless when all stands."""
     record = book["machines"][name]
     net = book["networks"][record["network"]]
     namespace, device = _namespace(name).name, record["device"]
@@ -304,12 +304,14 @@ def _start(name: str, boot_timeout: float, cancelled: threading.Event | None) ->
         return
     said = "\n".join(log.read_text(errors="replace").splitlines()[-8:]) if log.exists() else ""
     if cancelled and cancelled.is_set():
-        raise GatepostError(f"machine {name!r}: interrupted while it booted", next_step="Run this again; it is then made anew.")
+        raise GatepostError(
+            f"machine {name!r}: interrupted while it booted", next_step="Run this again; it is then made anew."
+        )
+    how = "ended while it booted" if in_time else f"did not answer SSH within {boot_timeout:.0f} s"
     raise GatepostError(
-        f"machine {name!r} " + ("ended while it booted" if in_time else f"did not answer SSH within {boot_timeout:.0f} s")
-        + f"; the end of its console:\n{said}",
+        f"machine {name!r} {how}; the end of its console:\n{said}",
         next_step=f"Look into {log}; if this host is only slow, raise boot_timeout.",
-    )  # fmt: skip
+    )
 
 
 def _nspawn(name: str, fqdn: str) -> Sequence[str]:
@@ -360,7 +362,10 @@ def stop(name: str, *, timeout: float = 60) -> None:
 
 
 def read(name: str, identity: str) -> Machine | None:
-    """Look at a machine. None when there is none of ours by that name, or its disk is lost; GatepostError when a tool fails."""
+    """Look at a machine. None when there is none of ours by that name, or its disk is lost.
+
+    Raises GatepostError when a tool fails.
+    """
     book = store.read()
     record = book["machines"].get(name)
     if not record or record["uuid"] != identity or not _has_disk(name, record):
@@ -426,7 +431,10 @@ def _end_supervisor(name: str) -> None:
     argument = f"--directory={root_of(name)}"
     if not host.wait_for(lambda: not host.processes(argument), timeout=5, interval=0.005):
         host.end(host.processes(argument))
-    for left in Path("/run/systemd/nspawn/propagate", f"gatepost-{name}"), Path("/run/systemd/nspawn/unix-export", f"gatepost-{name}"):
+    for left in (
+        Path("/run/systemd/nspawn/propagate", f"gatepost-{name}"),
+        Path("/run/systemd/nspawn/unix-export", f"gatepost-{name}"),
+    ):
         shutil.rmtree(left, ignore_errors=True)
     with contextlib.suppress(OSError):
         status = root_of(name).stat()

@@ -1,10 +1,11 @@
 """A lab network: addresses, the host's side of it, the way out. Machines hang on routed veth pairs, not on a bridge.
 
-(On hosts with br_netfilter an `inet forward` chain sees bridged frames, elsewhere it does not; routed traffic is filtered the
-same way everywhere.)
+(On hosts with br_netfilter an `inet forward` chain sees bridged frames, elsewhere it does not; routed traffic is
+filtered the same way everywhere.)
 
 Addresses: a /24 of 198.18.0.0/15 (RFC 2544, benchmarking: never a LAN's) and a random ULA /64 (RFC 4193 §3.2). A device
-without a cable holds the gateway's addresses and a few *vantage* addresses from which this host can connect to the machines.
+without a cable holds the gateway's addresses and a few *vantage* addresses from which this host can connect to the
+machines.
 """
 
 from __future__ import annotations
@@ -58,10 +59,11 @@ def create(name: str, *, outside_domain: str) -> Network:
                 f"network {name!r}: this host has a device {device} that is not the lab's",
                 next_step=f"Choose another name; or, if nothing needs the device, `ip link delete {device}`.",
             )
-        if firewall.kernel_chains(name):
+        if firewall.exists(name):
             raise GatepostError(
                 f"network {name!r}: this host has an nft table {firewall.table(name)} that is not the lab's",
-                next_step=f"Choose another name; or, if nothing needs it, `nft delete table inet {firewall.table(name)}`.",
+                next_step="Choose another name; or, if nothing needs it, "
+                f"`nft delete table inet {firewall.table(name)}`.",
             )
         book["networks"][name] = record = _allocate(book, device, outside_domain)
         try:
@@ -77,7 +79,9 @@ def _allocate(book: store.Book, device: str, outside_domain: str) -> dict[str, A
     taken += foreign_subnets(set())
     subnet = next((s for s in RANGE.subnets(new_prefix=24) if not any(s.overlaps(other) for other in taken)), None)
     if subnet is None:
-        raise GatepostError(f"no /24 of {RANGE} is free on this host", next_step="Destroy a lab that you no longer need.")
+        raise GatepostError(
+            f"no /24 of {RANGE} is free on this host", next_step="Destroy a lab that you no longer need."
+        )
     prefix = ipaddress.ip_network((b"\xfd" + secrets.token_bytes(5) + bytes(10), 64))
     ipv4 = [str(subnet[number]) for number in range(1, 2 + VANTAGES)]
     ipv6 = [str(prefix[number]) for number in range(1, 2 + VANTAGES)]
@@ -103,7 +107,7 @@ def foreign_subnets(ours: set[str]) -> list[ipaddress.IPv4Network]:
             continue
         with contextlib.suppress(ValueError):
             subnet = ipaddress.IPv4Network(route["dst"])
-            if subnet.overlaps(RANGE):  # type: ignore[arg-type] # RANGE is an IPv4 network
+            if subnet.overlaps(RANGE):
                 found.append(subnet)
     return found
 
@@ -141,7 +145,9 @@ def destroy(name: str, identity: str) -> None:
             return
         living = sorted(n for n, machine in book["machines"].items() if machine["network"] == name)
         if living:
-            raise GatepostError(f"network {name!r} still has machines: {', '.join(living)}", next_step="Destroy them first.")
+            raise GatepostError(
+                f"network {name!r} still has machines: {', '.join(living)}", next_step="Destroy them first."
+            )
         _wipe(book, name)
 
 
@@ -188,10 +194,10 @@ def _restore(book: store.Book, name: str) -> None:
         if any(subnet.overlaps(other) for other in foreign_subnets(ours)):
             raise GatepostError(
                 f"network {name!r}: its device is gone, and this host now routes {subnet} elsewhere",
-                next_step=f"Remove the other route (`ip route show root {subnet}`), or destroy this lab and make it anew.",
+                next_step=f"Remove the other route (`ip route show root {subnet}`), or make this lab anew.",
             )
-        # A veth pair that leads nowhere: machines need veth anyway, while not every kernel has the dummy device. Its peer
-        # is up, since without a carrier the kernel holds IPv6 addresses back.
+        # A veth pair that leads nowhere: machines need veth anyway, while not every kernel has the dummy device. Its
+        # peer is up, since without a carrier the kernel holds IPv6 addresses back.
         commands += [f"link add {device} type veth peer name {peer}", f"link set {peer} addrgenmode none"]
     commands += [f"link set {peer} up", f"link set {device} up"]
     for address in _all_addresses(record):
@@ -205,9 +211,11 @@ def _restore(book: store.Book, name: str) -> None:
 def _forward(book: store.Book) -> None:
     """Switch forwarding on, keeping what was there for the last destroy."""
     if _sysctl(_FORWARDING[1]) != "1":
-        # A router ignores router advertisements unless told otherwise (accept_ra, ip-sysctl.rst): the host must not lose
-        # its own IPv6 default route.
-        advertised = {r["dev"] for r in json.loads(host.run("ip", "-j", "-6", "route") or "[]") if r.get("protocol") == "ra"}
+        # A router ignores router advertisements unless told otherwise (accept_ra, ip-sysctl.rst): the host must not
+        # lose its own IPv6 default route.
+        advertised = {
+            r["dev"] for r in json.loads(host.run("ip", "-j", "-6", "route") or "[]") if r.get("protocol") == "ra"
+        }
         for device in advertised:
             _set(book, f"net/ipv6/conf/{device}/accept_ra", "2", only_if="1")
     for key in _FORWARDING:

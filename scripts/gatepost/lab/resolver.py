@@ -1,7 +1,8 @@
 """The lab's DNS: one small dnsmasq per network, so that mail between lab machines takes the way of real mail, by MX.
 
-It knows A, AAAA, PTR and MX of the network's machines and of one outside domain that exists; anything else in those domains
-and under .test (RFC 6761 §6.2) does not exist; the rest is asked of the resolvers in this host's /etc/resolv.conf.
+It knows A, AAAA, PTR and MX of the network's machines and of one outside domain that exists; anything else in those
+domains and under .test (RFC 6761 §6.2) does not exist; the rest is asked of the resolvers in this host's
+/etc/resolv.conf.
 """
 
 from __future__ import annotations
@@ -68,9 +69,7 @@ def ensure(book: store.Book, network: str) -> None:
     except OSError as error:
         raise store.disk_error(error) from error
     try:
-        host.spawn(
-            f"dns-{network}", ("dnsmasq", f"--conf-file={path}"), log=path.with_name("dnsmasq.log"), forks=True
-        )
+        host.spawn(f"dns-{network}", ("dnsmasq", f"--conf-file={path}"), log=path.with_name("dnsmasq.log"), forks=True)
     except host.CommandError as error:
         raise GatepostError(
             f"the resolver of network {network!r} does not start: {error.output.strip()}",
@@ -88,7 +87,9 @@ def stop(network: str) -> None:
     """End the network's dnsmasq; absent is success."""
     pids = host.processes(f"--conf-file={configuration(network)}")
     if not host.end(pids):
-        raise GatepostError(f"dnsmasq of network {network!r} does not end: {pids}", next_step="Look at what it waits for.")
+        raise GatepostError(
+            f"dnsmasq of network {network!r} does not end: {pids}", next_step="Look at what it waits for."
+        )
 
 
 def remove(network: str) -> None:

@@ -21,8 +21,8 @@ _NAME = re.compile(r"[a-z]([a-z0-9-]{0,29}[a-z0-9])?")
 def read() -> Book:
     """Return the book as it stands, without waiting for a writer.
 
-    Keys: `networks`, `firewalls`, `machines` (name → record; every record has a `uuid`) and `sysctls` (key → value before
-    the first network came).
+    Keys: `networks`, `firewalls`, `machines` (name → record; every record has a `uuid`) and `sysctls` (key → value
+    before the first network came).
     """
     path = host.DIRECTORY / "state.json"
     try:
@@ -79,7 +79,9 @@ def disk_error(error: OSError) -> GatepostError:
     full = error.errno in (errno.ENOSPC, errno.EDQUOT)
     return GatepostError(
         f"{host.DIRECTORY}: cannot write: {error.strerror or error}" + (" (the disk is full)" if full else ""),
-        next_step=f"Free space on the file system of {host.DIRECTORY}, then run this again." if full else "Check its rights.",
+        next_step=f"Free space on the file system of {host.DIRECTORY}, then run this again."
+        if full
+        else "Check its rights.",
     )
 
 
@@ -88,7 +90,7 @@ def check_name(kind: str, name: str) -> None:
     if not _NAME.fullmatch(name):
         raise GatepostError(
             f"{kind} name {name!r}",
-            expected="a lower-case letter, then letters, digits and hyphens, 31 characters at most, no hyphen at the end",
+            expected="a lower-case letter, then letters, digits and hyphens, 31 at most, no hyphen at the end",
             next_step="Choose another name.",
         )
 

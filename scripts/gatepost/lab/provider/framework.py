@@ -1,8 +1,9 @@
 """A thin layer over PyPI's `tf` 1.2.0 that keeps resources from being lost.
 
-What it changes: Terraform's request to stop only sets an event, so that a create in flight can end and be saved; the terminal's
-Ctrl-C, which reaches the whole process group, is ignored; the process ends when Terraform does; every exception becomes a
-diagnostic, with the state of whatever exists, so that Terraform knows of it (tainted) instead of forgetting it.
+What it changes: Terraform's request to stop only sets an event, so that a create in flight can end and be saved; the
+terminal's Ctrl-C, which reaches the whole process group, is ignored; the process ends when Terraform does; every
+exception becomes a diagnostic, with the state of whatever exists, so that Terraform knows of it (tainted) instead of
+forgetting it.
 """
 
 from __future__ import annotations
@@ -94,8 +95,8 @@ def serve(provider: Any) -> None:
     parent = os.getppid()
     threading.Thread(target=_watch, args=(parent,), daemon=True).start()
     with tempfile.TemporaryDirectory(prefix="gatepost-lab-") as directory:
-        # tf keeps the connection's certificate and key in $HOME for days and trips over a missing or read-only $HOME and
-        # over a clock that went back. A key per process costs a few milliseconds.
+        # tf keeps the connection's certificate and key in $HOME for days and trips over a missing or read-only $HOME
+        # and over a clock that went back. A key per process costs a few milliseconds.
         tf.runner._get_cert_cache_path = lambda: Path(directory, "certificate.json")
         tf.runner.run_provider(provider)
 
@@ -177,7 +178,7 @@ class LabResource(Resource, Protocol):  # type: ignore[misc] # as above
         return planned
 
     def check(self, config: State) -> None:
-        """Raise GatepostError when a configuration cannot be; values that are not known yet are missing from `config`."""
+        """Raise GatepostError when a configuration cannot be; `config` lacks values that are not known yet."""
 
     def validate(self, diags: Any, type_name: str, config: State) -> None:
         """Check the configuration."""

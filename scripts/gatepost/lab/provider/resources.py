@@ -13,7 +13,6 @@ from gatepost.errors import GatepostError
 from gatepost.lab import firewall, host, images, machine, network, store
 from gatepost.lab.provider.framework import STOP, LabResource, Object, ObjectSet, State, report
 
-
 SCHEMA_VERSION = 1  # tf calls its state upgrade, with a warning, on every read of a schema without a version
 
 
@@ -101,9 +100,12 @@ class NetworkResource(LabResource):
                 *(Attribute(name, String(), description=about, computed=True) for name, about in text.items()),
                 *(Attribute(name, List(String()), description=about, computed=True) for name, about in lists.items()),
                 Attribute(
-                    "intact", Bool(), description="Whether devices, NAT, resolver and forwarding all stand.", computed=True
+                    "intact",
+                    Bool(),
+                    description="Whether devices, NAT, resolver and forwarding all stand.",
+                    computed=True,
                 ),
-            ]
+            ],
         )
 
     def ids(self) -> set[str]:
@@ -174,19 +176,26 @@ class FirewallResource(LabResource):
                 _id(),
                 _name("firewall"),
                 Attribute(
-                    "network", String(), description="Network whose machines may use it.", required=True, requires_replace=True
+                    "network",
+                    String(),
+                    description="Network whose machines may use it.",
+                    required=True,
+                    requires_replace=True,
                 ),
                 Attribute(
                     "rules",
                     ObjectSet(rule),
-                    description="What may reach the machine: port, protocol (tcp or udp) and source CIDRs. ICMP and answers "
-                    "always may, anything else may not.",
+                    description="What may reach the machine: port, protocol (tcp or udp) and source CIDRs. ICMP and "
+                    "answers always may, anything else may not.",
                     required=True,
                 ),
                 Attribute(
-                    "enforced", Bool(), description="Whether the kernel holds exactly these rules, and they apply.", computed=True
+                    "enforced",
+                    Bool(),
+                    description="Whether the kernel holds exactly these rules, and they apply.",
+                    computed=True,
                 ),
-            ]
+            ],
         )
 
     def ids(self) -> set[str]:
@@ -270,15 +279,23 @@ class MachineResource(LabResource):
                 ),
                 Attribute("boot_timeout", Number(), description="Seconds from start to SSH.", required=True),
                 Attribute(
-                    "ssh_user", String(), description="Login with sudo, made by cloud-init.", required=True, requires_replace=True
+                    "ssh_user",
+                    String(),
+                    description="Login with sudo, made by cloud-init.",
+                    required=True,
+                    requires_replace=True,
                 ),
                 Attribute("ssh_public_key", String(), description="Its key.", required=True, requires_replace=True),
                 Attribute("ipv4", String(), description="Its IPv4 address.", computed=True),
                 Attribute("ipv6", String(), description="Its IPv6 address.", computed=True),
-                Attribute("ssh_host_key", String(), description="Its public host key, read from its disk.", computed=True),
+                Attribute(
+                    "ssh_host_key", String(), description="Its public host key, read from its disk.", computed=True
+                ),
                 Attribute("status", String(), description="running or stopped.", computed=True),
-                Attribute("network_ok", Bool(), description="Whether its device, addresses and routes stand.", computed=True),
-            ]
+                Attribute(
+                    "network_ok", Bool(), description="Whether its device, addresses and routes stand.", computed=True
+                ),
+            ],
         )
 
     def ids(self) -> set[str]:

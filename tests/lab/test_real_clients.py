@@ -70,7 +70,8 @@ def neighbour(server13: Environment) -> Iterator[Neighbour]:
             "export DEBIAN_FRONTEND=noninteractive; apt-get -qq update; apt-get -qq install -y --no-install-recommends "
             "postfix ssl-cert swaks libnet-ssleay-perl curl msmtp openssl ca-certificates >/dev/null; "
             f"postconf -e myhostname={spec.fqdn} mydestination=remote.test mynetworks=127.0.0.0/8 inet_interfaces=all "
-            "compatibility_level=3.6 relayhost= smtp_tls_security_level=may smtpd_tls_security_level=may; "
+            "compatibility_level=3.6 relayhost= smtp_tls_security_level=may smtpd_tls_security_level=may "
+            "smtpd_tls_chain_files=/etc/ssl/private/ssl-cert-snakeoil.key,/etc/ssl/certs/ssl-cert-snakeoil.pem; "
             f"useradd -m {OUTSIDER.partition('@')[0]}; systemctl restart postfix"
         )
         yield neighbour

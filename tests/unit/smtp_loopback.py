@@ -188,7 +188,10 @@ class Conversation:
             return "503 5.5.1 Error: bad sequence"
         mechanism, _, response = line.partition(" ")[2].partition(" ")
         if mechanism == "PLAIN":
-            _, user, password = base64.b64decode(response or self._ask("")).decode().split("\0")
+            response = response or self._ask("")
+            if response == "*":
+                return "501 5.7.0 Authentication aborted"
+            _, user, password = base64.b64decode(response).decode().split("\0")
         elif mechanism == "LOGIN":
             user, password = (base64.b64decode(self._ask(text)).decode() for text in ("VXNlcm5hbWU6", "UGFzc3dvcmQ6"))
         else:
@@ -201,7 +204,9 @@ class Conversation:
 
     def _ask(self, text):
         self._send(f"334 {text}")
-        return self._line() or ""
+        response = self._line() or ""
+        self.server.commands.append(f"{self.phase} {response}")
+        return response
 
     def _mail(self, line):
         if self.ehlo is None:

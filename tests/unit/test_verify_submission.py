@@ -55,6 +55,8 @@ BROKEN = [
     ("SUB-AUTH-09", {"login AUTH": "235 2.7.0 Authentication successful"}, "235"),
     ("SUB-AUTH-10", {"login AUTH": "334 "}, "334"),
     ("SUB-AUTH-11", {"(clear|tls) AUTH": "334 "}, "334"),
+    ("SUB-AUTH-12", {"tls AUTH PLAIN$": "535 5.7.8 Error: authentication failed"}, "535"),
+    ("SUB-AUTH-12", {"tls AUTH PLAIN$": "334 ", r"tls \*": "250 2.0.0 Ok"}, "250"),
     ("SUB-SND-01", {"login RCPT .* from <alice@": "553 5.7.1 not owned"}, "553"),
     ("SUB-SND-02", {"login RCPT .* from <bob@": OK}, "MAIL FROM:<bob@example.test>"),
     ("SUB-SND-02", {"login RCPT .* from <alice@": OK}, "MAIL FROM:<alice@example.test>"),

@@ -151,6 +151,8 @@ _TOKENS = (  # mechanism, initial response; none of them holds anything real
 
 
 def _inside(site: Site) -> Iterator[Case]:
+    if site.listener.is_submission:
+        yield case("cancel", Send("AUTH PLAIN", vital=True), "*")
     yield case("starttls", "STARTTLS", ends=True)
 
 
@@ -302,6 +304,14 @@ def users_cannot_be_told_apart(seen: Seen) -> Finding:
 def auth_before_ehlo(seen: Seen) -> Finding:
     """SUB-AUTH-11: before TLS on STARTTLS listeners, where 530 is as right."""
     return refusal(seen[BEFORE_EHLO]["auth"], (503, 530))
+
+
+def auth_can_be_cancelled(seen: Seen) -> Finding:
+    """SUB-AUTH-12."""
+    told = seen[INSIDE]["cancel"]
+    if told.codes[:1] != (334,):
+        return judge(told, lambda _: False)
+    return judge(told, lambda reply: reply.code == 501)
 
 
 # -- Sending as somebody -----------------------------------------------------------------------------------------------
@@ -610,6 +620,17 @@ REQUIREMENTS = (
         probes=(BEFORE_EHLO,),
         check=auth_before_ehlo,
         once=True,
+    ),
+    Requirement(
+        id="SUB-AUTH-12",
+        scope=Scope.SUBMISSION,
+        title="A client can give up a login",
+        expected="334 to AUTH PLAIN without a response, then 501 to *",
+        remedy="Postfix does this by itself: look for a proxy in front of it.",
+        source="RFC 4954 §4",
+        probes=(INSIDE,),
+        check=auth_can_be_cancelled,
+        needs_tls=True,
     ),
     Requirement(
         id="SUB-SND-01",

@@ -289,15 +289,16 @@ def _start(name: str, boot_timeout: float, cancelled: threading.Event | None) ->
     def listens() -> bool:
         return bool(host.run("ss", "-N", _namespace(name).name, "-Hltn", f"sport = :{SSH_PORT}").strip())
 
-    def ended() -> bool:
-        return not host.processes(f"--directory={root}")
-
     came_up = False
+    unseen = 0
 
     def settled() -> bool:
-        nonlocal came_up
+        nonlocal came_up, unseen
         came_up = listens() and (root / _HOST_KEY).exists()
-        return came_up or ended()
+        # A process has no command line in the moment of its exec: only being missed many times in a row means that it
+        # ended.
+        unseen = 0 if host.processes(f"--directory={root}") else unseen + 1
+        return came_up or unseen > 20
 
     in_time = host.wait_for(settled, timeout=boot_timeout, cancelled=cancelled)
     if came_up:

@@ -72,13 +72,16 @@ class Site:
 
     @property
     def own_literal(self) -> str:
-        """Return our own address in the same form, as this machine's routing chooses it; nothing is sent."""
-        family = socket.AF_INET6 if ":" in self.address else socket.AF_INET
-        with socket.socket(family, socket.SOCK_DGRAM) as probe:
-            if self.source is not None:
-                probe.bind((self.source, 0))
-            probe.connect((self.address, self.listener.port))
-            return _literal(str(probe.getsockname()[0]))
+        """Return our own address in the same form, as this machine's routing chooses it."""
+        return _literal(self.source or _own_address(self.address))
+
+
+@cache
+def _own_address(address: str) -> str:
+    """Return where a datagram to `address` would come from; none is sent. Once per run, so that checks may ask too."""
+    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect((address, 9))
+        return str(probe.getsockname()[0])
 
 
 def _literal(address: str) -> str:

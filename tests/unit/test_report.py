@@ -100,6 +100,28 @@ def test_requirements_that_are_unknown_for_one_reason_share_a_block():
         assert "title of SUB-SND-01" in shown and "title of SUB-SND-02" in shown
 
 
+def test_failures_with_one_remedy_share_a_block_that_quotes_each():
+    same = {"expected": "554 at RCPT", "remedy": "reject_unauth_destination", "port": 25}
+    failing = report(*(result(f"MX-RLY-0{n}", Verdict.FAIL, found=f"250 to form {n}", **same) for n in (1, 2)))
+    for shown in (text(failing), html.render(failing).split("Requirements × listeners")[0]):
+        assert shown.count("reject_unauth_destination") == 1
+        assert "2 requirements with one remedy: MX-RLY-01, MX-RLY-02" in shown
+        for part in ("title of MX-RLY-01", "250 to form 1", "title of MX-RLY-02", "250 to form 2", "relay:25 at"):
+            assert part in shown
+
+
+def test_one_requirement_with_different_findings_quotes_each_place():
+    same = {"expected": "none", "remedy": "encrypt"}
+    failing = report(
+        result("SUB-TLS-02", Verdict.FAIL, 587, found="AUTH PLAIN", **same),
+        result("SUB-TLS-02", Verdict.FAIL, 2525, found="AUTH LOGIN", **same),
+    )
+    out = text(failing)
+    assert out.count("FAIL  ") == 1 and "encrypt" in out
+    assert re.search(r"submission:587 at [^:]*:\s+AUTH PLAIN", out)
+    assert re.search(r"submission-alt:2525 at [^:]*:\s+AUTH LOGIN", out)
+
+
 def test_table_names_what_was_not_judged_and_why():
     out = text(MIXED)
     assert "not run: no account was given (SUB-SND-01)" in out

@@ -61,15 +61,25 @@ def worst(results: Iterable[Result]) -> str:
 
 
 @dataclass(frozen=True, slots=True)
+class Sighting:
+    """One requirement and what was found about it, in one or several places."""
+
+    id: str
+    title: str
+    found: str
+    places: tuple[str, ...]  # `name:port at address, address`
+
+
+@dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing that is wrong or unknown, wherever it shows. One cause can leave several requirements unknown."""
+    """One thing to do something about: failures with one remedy, or all that is unknown for one reason."""
 
     status: str
     results: tuple[Result, ...]
 
     @property
     def first(self) -> Result:
-        """Return a result to quote: all of them found the same."""
+        """Return a result to quote: expected, remedy and source (unknown: found) are the same in all of them."""
         return self.results[0]
 
     @property
@@ -78,14 +88,39 @@ class Problem:
         return tuple(dict.fromkeys((result.id, result.title) for result in self.results))
 
     @property
+    def heading(self) -> str:
+        """Return it in a few words."""
+        if len(self.requirements) == 1:
+            return f"{self.first.id}  {self.first.title}"
+        number = len(self.requirements)
+        if self.status == "unknown":
+            return f"{number} requirements could not be judged, for one reason"
+        return f"{number} requirements with one remedy: {', '.join(identifier for identifier, _ in self.requirements)}"
+
+    @property
     def places(self) -> tuple[str, ...]:
-        """Return where it shows, as `name:port at address, address`."""
-        where: dict[str, list[str]] = {}
+        """Return where it shows."""
+        return _places(self.results)
+
+    @property
+    def sightings(self) -> tuple[Sighting, ...]:
+        """Return what was found, each text once."""
+        groups: dict[tuple[str, str], list[Result]] = {}
         for result in self.results:
-            addresses = where.setdefault(place(result), [])
-            if result.address is not None and result.address not in addresses:
-                addresses.append(result.address)
-        return tuple(f"{name} at {', '.join(at)}" if at else name for name, at in where.items())
+            groups.setdefault((result.id, result.found), []).append(result)
+        return tuple(
+            Sighting(identifier, results[0].title, found, _places(results))
+            for (identifier, found), results in groups.items()
+        )
+
+
+def _places(results: Iterable[Result]) -> tuple[str, ...]:
+    where: dict[str, list[str]] = {}
+    for result in results:
+        addresses = where.setdefault(place(result), [])
+        if result.address is not None and result.address not in addresses:
+            addresses.append(result.address)
+    return tuple(f"{name} at {', '.join(at)}" if at else name for name, at in where.items())
 
 
 def place(result: Result) -> str:
@@ -94,16 +129,14 @@ def place(result: Result) -> str:
 
 
 def problems(report: Report) -> tuple[Problem, ...]:
-    """Return what failed or could not be judged, worst first.
-
-    The same text on several listeners comes once, and so do requirements that are unknown for the same reason.
-    """
+    """Return what failed or could not be judged, worst first."""
     groups: dict[tuple[str, ...], list[Result]] = {}
     for result in report.results:
         word = status(result)
         if word in ("fail", "unknown", "warn", "note"):
-            about = () if word == "unknown" else (result.id, result.title, result.expected, result.remedy)
-            groups.setdefault((word, result.severity, result.found, *about), []).append(result)
+            same = (result.found,) if word == "unknown" else (result.expected, result.remedy, result.source)
+            alone = "" if any(same) else result.id
+            groups.setdefault((word, result.severity, alone, *same), []).append(result)
     found = [Problem(key[0], tuple(results)) for key, results in groups.items()]
     # An unknown SHOULD must not stand before a failed one.
     must_first = {Severity.MUST: 0, Severity.SHOULD: 1, Severity.INFO: 2}

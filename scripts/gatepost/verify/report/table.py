@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -59,21 +61,29 @@ def _head(report: Report) -> Table:
 
 def _problem(problem: digest.Problem) -> RenderableType:
     first = problem.first
-    alone = len(problem.requirements) == 1
-    title = Text.assemble((_WORD[problem.status], _STYLE[problem.status]), "  ")
+    title = Text.assemble((_WORD[problem.status], _STYLE[problem.status]), "  ", (problem.heading, "bold"))
     grid = _grid(indent=2)
-    if alone:
-        title.append(f"{first.id}  {first.title}", style="bold")
-    else:
-        title.append(f"{len(problem.requirements)} requirements could not be judged, for one reason", style="bold")
-        grid.add_row("which", Text("\n".join(f"{identifier}  {title}" for identifier, title in problem.requirements)))
-    grid.add_row("where", Text("\n".join(problem.places)))
-    grid.add_row("found", Text(first.found))
-    if alone:
+    for label, text in _facts(problem):
+        grid.add_row(label, Text(text))
+    if problem.status != "unknown" or len(problem.requirements) == 1:
         for label, text in (("expected", first.expected), ("what to do", first.remedy), ("source", first.source)):
             if text:
                 grid.add_row(label, Text(text))
     return Group(title, grid)
+
+
+def _facts(problem: digest.Problem) -> Iterator[tuple[str, str]]:
+    sightings = problem.sightings
+    several = len(problem.requirements) > 1
+    if problem.status == "unknown" and several:
+        yield "which", "\n".join(f"{identifier}  {title}" for identifier, title in problem.requirements)
+    if problem.status == "unknown" or len(sightings) == 1:
+        yield "where", "\n".join(problem.places)
+        yield "found", problem.first.found
+        return
+    for sighting in sightings:
+        name = f"{sighting.id}  {sighting.title}\n" if several else ""
+        yield "found", f"{name}{'; '.join(sighting.places)}:\n{sighting.found}"
 
 
 def _summary(report: Report) -> Table:

@@ -110,6 +110,14 @@ def test_failures_with_one_remedy_share_a_block_that_quotes_each():
             assert part in shown
 
 
+def test_table_quotes_three_of_many_and_the_page_all():
+    same = {"expected": "554 at RCPT", "remedy": "reject_unauth_destination", "port": 25}
+    failing = report(*(result(f"MX-RLY-0{n}", Verdict.FAIL, found=f"250 to form {n}", **same) for n in range(1, 8)))
+    out, page = text(failing), html.render(failing)
+    assert "250 to form 3" in out and "250 to form 4" not in out and "and 4 more like these" in out
+    assert "MX-RLY-07" in out and "250 to form 7" in page.split("Requirements × listeners")[0]
+
+
 def test_one_requirement_with_different_findings_quotes_each_place():
     same = {"expected": "none", "remedy": "encrypt"}
     failing = report(

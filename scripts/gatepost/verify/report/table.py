@@ -21,6 +21,7 @@ _STYLE = {
     "info": "cyan",
     "n/a": "dim",
 }
+_QUOTED = 3  # findings of one problem; the whole of an open relay fills three screens
 _WORD = {"fail": "FAIL", "unknown": "UNKNOWN", "warn": "WARNING", "note": "NOTE"}
 _CONCLUSION = {
     ExitCode.PASSED: ("PASSED", "bold green"),
@@ -81,9 +82,11 @@ def _facts(problem: digest.Problem) -> Iterator[tuple[str, str]]:
         yield "where", "\n".join(problem.places)
         yield "found", problem.first.found
         return
-    for sighting in sightings:
+    for sighting in sightings[:_QUOTED]:
         name = f"{sighting.id}  {sighting.title}\n" if several else ""
         yield "found", f"{name}{'; '.join(sighting.places)}:\n{sighting.found}"
+    if len(sightings) > _QUOTED:
+        yield "", f"and {len(sightings) - _QUOTED} more like these, which the HTML and JSON reports quote"
 
 
 def _summary(report: Report) -> Table:

@@ -116,20 +116,26 @@ def _check(run: Run) -> None:
             )
     if chosen.certificate.source == "files":
         certificates.check(chosen.certificate, chosen.hostname)
-    if chosen.cloud == "existing" and chosen.existing is not None:
-        for address in verification.resolve(chosen.existing.address):
-            _check_ssh_source(chosen, address)
+    _check_ssh_sources(chosen)
 
 
-def _check_ssh_source(chosen: Settings, address: str) -> None:
-    """Refuse sources that shut out this computer, as far as its own address can be known (behind NAT it cannot)."""
+def _check_ssh_sources(chosen: Settings) -> None:
+    """Refuse ssh_sources that shut out this computer, as far as its own address can be known."""
+    if chosen.hosts_file.exists():
+        address = inventory.read(chosen).servers[0].address
+    elif chosen.existing is not None and chosen.cloud == "existing":
+        address = verification.resolve(chosen.existing.address)[0]
+    else:
+        from gatepost.lab.network import RANGE  # where the network, and our address on it, will be
+
+        _require_source(chosen, RANGE)
+        return
     own = own_address_towards(address)
     if own is None:
         return
-    source, target = ipaddress.ip_address(own), ipaddress.ip_address(address)
-    if source.is_private and not target.is_private:
-        return
-    _require_source(chosen, own)
+    source, target = ipaddress.ip_network(own), ipaddress.ip_address(address)
+    if not source.is_private or target.is_private:  # otherwise a NAT in between shows the server another address
+        _require_source(chosen, source)
 
 
 def own_address_towards(address: str) -> str | None:
@@ -145,13 +151,13 @@ def own_address_towards(address: str) -> str | None:
         return str(probe.getsockname()[0])
 
 
-def _require_source(chosen: Settings, own: str) -> None:
-    source = ipaddress.ip_address(own)
-    if not any(source in ipaddress.ip_network(network) for network in chosen.ssh_sources):
+def _require_source(chosen: Settings, source: ipaddress.IPv4Network | ipaddress.IPv6Network) -> None:
+    networks = [ipaddress.ip_network(network) for network in chosen.ssh_sources]
+    if not any(n.version == source.version and source.subnet_of(n) for n in networks):  # type: ignore[arg-type] # same version
         raise GatepostError(
-            f"{chosen.directory / settings.FILE_NAME}: ssh_sources {', '.join(chosen.ssh_sources)} shuts out {own}",
+            f"{chosen.directory / settings.FILE_NAME}: ssh_sources {', '.join(chosen.ssh_sources)} shuts out {source}",
             expected="the address from which this computer reaches the server, or SSH would be shut to Gatepost",
-            next_step=f"Add {source}/{source.max_prefixlen} to ssh_sources.",
+            next_step=f"Add {source} to ssh_sources.",
         )
 
 
@@ -168,7 +174,7 @@ def build(run: Run) -> tuple[tuple[inventory.Server, ...], dict[str, list[str]]]
         run.root.init()
         outcome = run.root.apply(run.progress.detail)
         outputs = run.root.outputs()
-        stage.result = outcome.summary
+        stage.result = outcome.summary()
         return inventory.servers_of(run.settings, outputs), outputs.get("vantage") or {}
 
 
@@ -291,7 +297,7 @@ def plan(run: Run) -> None:
             run.root.write_variables(variables(run))
             run.root.init()
             outcome = run.root.plan(run.progress.detail)
-            stage.result = outcome.summary
+            stage.result = outcome.summary(planned=True)
             rebuilt = any(action.split()[0] in ("create", "replace", "delete") for action in outcome.actions)
         for action in outcome.actions:
             run.progress.note(f"  would {action}")
@@ -319,7 +325,7 @@ def destroy(run: Run) -> None:
         if run.root.state.exists():
             run.root.write_variables(variables(run))
             run.root.init()
-            stage.result = run.root.destroy(run.progress.detail).summary
+            stage.result = run.root.destroy(run.progress.detail).summary()
         else:
             stage.result = "nothing stands"
         for path in (run.settings.hosts_file, run.settings.known_hosts):

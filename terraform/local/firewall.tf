@@ -20,6 +20,11 @@ resource "lab_firewall" "server" {
       error_message = "${local.listeners_file}: ports are ${jsonencode([for l in local.listeners : l.port])}. Expected: plain decimal numbers from 1 to 65535."
     }
     precondition {
+      # Terraform reads 0465 as 465, Ansible as a string and other parsers as octal.
+      condition     = !can(regex("port:\\s*[\"']?0", file(local.listeners_file)))
+      error_message = "${local.listeners_file}: a port begins with 0. Expected: plain decimal numbers, without a leading zero."
+    }
+    precondition {
       condition     = length(distinct([for l in local.listeners : tostring(l.port)])) == length(local.listeners)
       error_message = "${local.listeners_file}: ports are ${jsonencode([for l in local.listeners : l.port])}. Expected: every row a port of its own, since Postfix listens once per port."
     }

@@ -62,6 +62,7 @@ class Root:
         return {
             **os.environ,
             "GATEPOST_PYTHON": sys.executable,
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",  # terraform may be the venv's
             "PYTHONPATH": str(REPOSITORY / "scripts"),
             "TF_IN_AUTOMATION": "1",
             "TF_CLI_CONFIG_FILE": os.devnull,

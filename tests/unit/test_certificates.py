@@ -80,7 +80,7 @@ def test_an_expired_certificate_is_refused_with_its_date(tmp_path: Path) -> None
 
 def test_an_expired_intermediate_is_refused(tmp_path: Path) -> None:
     chain, key = make([HOST])
-    with pytest.raises(GatepostError, match="certificate 2 .* expired"):
+    with pytest.raises(GatepostError, match=r"certificate 2 .* expired"):
         certificates.check(files(tmp_path, chain + make(["ca"], start=NOW - timedelta(days=60))[0], key), HOST)
 
 

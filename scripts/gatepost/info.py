@@ -6,6 +6,7 @@ import platform
 import re
 import shlex
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -115,8 +116,13 @@ def summary(settings: Settings, table: ListenerTable, report: Report, make: str)
         lines += ["", "Send a first mail (apt-get install swaks):", f"  {first_mail}"]
         sudo = "" if server.ssh_user == "root" else "sudo "
         reader = settings.probes[1].address
-        login = shlex.join(inventory.ssh_command(settings, server))
-        lines += ["Read it:", f"  {login} {sudo}doveadm fetch -u {reader} text mailbox INBOX"]
+        where = (
+            ""
+            if settings.directory == Path.cwd() / "inventory"
+            else f"--inventory {shlex.quote(str(settings.directory))} "
+        )
+        gatepost = _short(Path(sys.prefix) / "bin/gatepost")
+        lines += ["Read it:", f"  {gatepost} ssh {where}{sudo}doveadm fetch -u {reader} text mailbox INBOX"]
     lines += ["", f"Log in: make ssh{make}"]
     if settings.cloud != "existing":
         lines.append(f"Remove all of it: make destroy{make}")

@@ -113,7 +113,8 @@ def test_the_lab_as_another_user_is_one_clear_error(tmp_path: Path) -> None:
         "os.environ['HOME'] = str(d); cli.main(['deploy', '--inventory', str(d)])"
     )
     work = Path("/tmp") / tmp_path.name  # pytest's own directories are closed to other users
-    work.mkdir(mode=0o777)
+    work.mkdir()
+    work.chmod(0o777)  # whatever the umask
     try:
         done = subprocess.run([PYTHON, "-c", code, work], capture_output=True, text=True, check=False, cwd="/")
     finally:

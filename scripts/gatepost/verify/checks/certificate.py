@@ -8,9 +8,10 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from gatepost.verify.model import Finding, Severity, Verdict
-from gatepost.verify.registry import Requirement, Scope, Seen, failed, inconclusive, passed
+from gatepost.verify.registry import NotObserved, Requirement, Scope, Seen, failed, inconclusive, passed
 from gatepost.verify.wire.certificate import Served, served
 from gatepost.verify.wire.probe import Failed, Probe
+from gatepost.verify.wire.session import Failure
 
 if TYPE_CHECKING:
     from cryptography.x509 import Certificate
@@ -65,8 +66,12 @@ def covers(pattern: str, hostname: str) -> bool:
 
 
 def chain(seen: Seen) -> Finding:
-    """CRT-01."""
-    found = seen[CERTIFICATE]
+    """CRT-01. A port that ends every handshake serves no certificate that anyone could trust."""
+    found = seen.attempt(CERTIFICATE)
+    if isinstance(found, Failed):
+        if found.failure in (Failure.TLS_FAILED, Failure.TLS_REJECTED, Failure.CLOSED, Failure.RESET):
+            return failed(f"no certificate could be seen: {found}", transcript=found.transcript)
+        raise NotObserved(found)
     count = f"{len(found.chain)} certificate(s) served"
     if found.trust:
         return failed(f"{found.trust} ({count})", transcript=found.transcript)
@@ -185,7 +190,9 @@ def _row(
     *,
     scope: Scope = Scope.ALL,
 ) -> Requirement:
-    return Requirement(id, scope, title, expected, remedy, source, (CERTIFICATE,), check)
+    # Without a handshake CRT-01 says so, and the others have nothing to look at.
+    needs_tls = check is not chain
+    return Requirement(id, scope, title, expected, remedy, source, (CERTIFICATE,), check, needs_tls=needs_tls)
 
 
 REQUIREMENTS = (

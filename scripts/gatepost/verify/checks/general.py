@@ -259,7 +259,7 @@ def harmless(seen: Seen) -> Finding:
     inside = (acceptance(seen[VERBS][verb], code) for verb, code in _HARMLESS)
     if seen.here.listener.is_implicit:
         return together(inside)
-    # Where TLS is demanded first, RSET may be answered 530 too: RFC 3207 §4 spares NOOP and QUIT only, and Postfix follows.
+    # Where TLS is demanded first, RSET may be answered 530 too: RFC 3207 §4 spares NOOP and QUIT only.
     also = (530,) if seen.here.listener.is_submission else ()
     clear = (judge(seen[CLEAR][verb], _one_of(code, *(also if verb == "RSET" else ()))) for verb, code in _HARMLESS)
     return together((*clear, *inside))
@@ -361,8 +361,8 @@ REQUIREMENTS = (
         scope=Scope.ALL,
         title="The server greets with its name",
         expected=f"`220 NAME ESMTP` within {BANNER_SECONDS:g} s, and nothing more",
-        remedy="smtpd_banner = $myhostname ESMTP, myhostname = the server's name. A port that accepts and stays silent: "
-        "an smtpd that dies at its start (journalctl -u 'postfix*'), a SASL socket that is missing, or TLS expected "
+        remedy="smtpd_banner = $myhostname ESMTP, myhostname = the server's name. A port that accepts and stays "
+        "silent: an smtpd that dies at its start (journalctl -u 'postfix*'), a SASL socket that is missing, or TLS expected "
         "from the first byte (smtpd_tls_wrappermode)",
         source="RFC 5321 §4.2 and §4.3.1",
         probes=(REACH,),

@@ -27,11 +27,11 @@ class Progress:
         for old in sorted(directory.glob("*.log"))[: -LOGS_KEPT + 1]:
             old.unlink(missing_ok=True)
         self.path = directory / f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{command}.log"
-        environment.write(self.path, "")
+        environment.write(self.path, f"gatepost {command}\n")  # some bytes, so that a full disk is noticed now
         self._log: TextIO = self.path.open("a", buffering=1)
         self._lock = threading.Lock()
+        self._is_lame = False
         self._detail = ""
-        self._status: object | None = None
         self.seconds: dict[str, float] = {}  # by stage, in order
 
     @property
@@ -41,9 +41,8 @@ class Progress:
 
     def log(self, text: str) -> None:
         """Add to the log file; also to the screen when verbose."""
-        with self._lock:
-            for line in text.rstrip("\n").split("\n"):
-                self._log.write(f"{datetime.now(UTC):%H:%M:%S} {line}\n")
+        now = f"{datetime.now(UTC):%H:%M:%S}"
+        self._write("".join(f"{now} {line}\n" for line in text.rstrip("\n").split("\n")))
         if self.verbose:
             self.console.print(text.rstrip("\n"), markup=False)
 
@@ -84,8 +83,7 @@ class Progress:
 
     def _end(self, mark: str, name: str, seconds: float, result: str) -> None:
         line = f"{mark} {name:<13} {seconds:6.1f} s  {result}".rstrip()
-        with self._lock:
-            self._log.write(f"{line}\n")
+        self._write(f"{line}\n")
         colour = "green" if mark == "✓" else "red"
         self.console.print(f"[{colour}]{mark}[/] {name:<13} [dim]{seconds:6.1f} s[/]  ", end="")
         self.console.print(result, markup=False)
@@ -112,9 +110,19 @@ class Progress:
         with Live(get_renderable=line, console=self.console, transient=True, refresh_per_second=8):
             yield
 
+    def _write(self, text: str) -> None:
+        with self._lock:
+            try:
+                self._log.write(text)
+            except OSError as error:  # a disk that fills up meanwhile must not stop Terraform halfway
+                if not self._is_lame:
+                    self._is_lame = True
+                    self.console.print(f"{self.path}: {error.strerror}; the log ends here.", markup=False)
+
     def close(self) -> None:
         """Close the log."""
-        self._log.close()
+        with contextlib.suppress(OSError):  # told already
+            self._log.close()
 
 
 class Stage:

@@ -167,6 +167,8 @@ class Watch:
                 self.progress(self._done, max(self._all, self._done))
 
     def _not_now(self, site: Site, probe: Probe[Any]) -> Failed | None:
+        if 0 < self._silences.get(site, 0) < SILENCES:
+            self.cancelled.wait(0.5)  # probes that began together time out together: let them say so first
         if self._silences.get(site, 0) >= SILENCES:
             return Failed(Failure.TIMED_OUT, f"{site} has gone silent in the course of this run")
         why = self.distrusted(site) if probe.account_at(site) is not None else ""

@@ -143,7 +143,7 @@ def same_everywhere(seen: Seen) -> Finding:
         prints = {_read(der).fingerprint(hashes.SHA256()).hex()[:16]: ", ".join(at) for der, at in leaves.items()}
         return failed("; ".join(f"{p}… on {at}" for p, at in prints.items()))
     if not leaves:
-        return inconclusive("no certificate could be read anywhere")
+        return Finding(Verdict.NOT_RUN, "no certificate could be read anywhere (CRT-01)")
     if missing:
         return inconclusive(f"the same where it could be read; not readable on {', '.join(missing)}")
     return passed(f"the same certificate on {sum(map(len, leaves.values()))} listeners and addresses")

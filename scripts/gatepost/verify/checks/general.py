@@ -96,6 +96,10 @@ def banner(seen: Seen) -> Finding:
     )
     if found.more:
         return failed(f"{said}; and then, unasked: {found.more[:80]!r}", transcript=found.transcript)
+    if isinstance(found.second, Ended):
+        return failed(
+            f"{said}; but a second connection beside it got none: {found.second}", transcript=found.transcript
+        )
     return (passed if good else failed)(said, transcript=found.transcript)
 
 
@@ -360,10 +364,10 @@ REQUIREMENTS = (
         id="GEN-BAN-01",
         scope=Scope.ALL,
         title="The server greets with its name",
-        expected=f"`220 NAME ESMTP` within {BANNER_SECONDS:g} s, and nothing more",
+        expected=f"`220 NAME ESMTP` within {BANNER_SECONDS:g} s and nothing more, on two connections side by side",
         remedy="smtpd_banner = $myhostname ESMTP, myhostname = the server's name. A port that accepts and stays "
-        "silent: an smtpd that dies at its start (journalctl -u 'postfix*'), a SASL socket that is missing, or TLS expected "
-        "from the first byte (smtpd_tls_wrappermode)",
+        "silent: an smtpd that dies at its start (journalctl -u 'postfix*'), a SASL socket that is missing, TLS "
+        "expected from the first byte (smtpd_tls_wrappermode), or a process limit of 1 in master.cf",
         source="RFC 5321 §4.2 and §4.3.1",
         probes=(REACH,),
         check=banner,

@@ -47,10 +47,12 @@ def outsider(seen: Seen) -> Finding:
 
 def old_tls(seen: Seen) -> Finding:
     """VER-02."""
-    answers = {found for _, _, found in seen.everywhere(OLD_TLS)}
+    answers = {str(found) for _, _, found in seen.everywhere(OLD_TLS)}
     if answers == {""}:
         return passed("our TLS 1.0 and 1.1 hellos were understood by a server that speaks both")
-    return inconclusive("; ".join(sorted(str(a) for a in answers)) or "not tried: no port answers")
+    if not answers:
+        return Finding(Verdict.NOT_RUN, "no port answers")
+    return inconclusive("; ".join(sorted(answers)))
 
 
 def dead_ports(seen: Seen) -> Finding:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from dataclasses import dataclass
 
 from gatepost.verify.model import Line
 from gatepost.verify.wire.probe import Probe, Site
-from gatepost.verify.wire.session import Answer, Ended, Failure, Session, WireError
+from gatepost.verify.wire.session import Answer, Ended, Failure, Reply, Session, WireError
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,8 +19,8 @@ class Reached:
     connected: bool
     tls: bool  # implicit TLS came about
     answer: Answer
-    waited: float  # from connected (implicit: from TLS) to the greeting
     more: bytes  # what came behind the greeting without being asked for
+    second: Answer | None  # greeting of a second connection while the first one stood; None: not tried
     transcript: tuple[Line, ...]
     implicit: bool
 
@@ -36,26 +37,38 @@ class Reached:
 
 
 def reach(site: Site) -> Reached:
-    """Connect, shake hands where TLS is implicit, read the greeting. Never raises WireError."""
-    with Session(site) as session:
-        began = time.monotonic()
-        seconds = waited = 0.0
-        connected, more = False, b""
-        answer: Answer
+    """Connect, shake hands where TLS is implicit, read the greeting; then once more side by side.
+
+    Never raises WireError.
+    """
+    began = time.monotonic()
+    with Session(site) as session, Session(site) as another:
+        seconds, more = 0.0, b""
+        second: Answer | None = None
+        connected = False
         try:
             session.connect()
             connected, seconds = True, time.monotonic() - began
-            if site.listener.is_implicit:
-                session.handshake()
-            answer = session.banner()
-            waited = answer.seconds
-            more = session.read(0.1)
+            answer = _greeting(session)
         except WireError as error:
-            if "answer" not in locals():
-                answer = Ended(error.failure, error.detail, time.monotonic() - began)
+            answer = Ended(error.failure, error.detail, time.monotonic() - began)
+        if isinstance(answer, Reply):
+            try:
+                another.connect()
+                second = _greeting(another)
+            except WireError as error:
+                second = Ended(error.failure, error.detail)
+            with contextlib.suppress(WireError):
+                more = session.read(0.02)
         return Reached(
-            seconds, connected, session.tls, answer, waited, more, session.transcript, site.listener.is_implicit
+            seconds, connected, session.tls, answer, more, second, session.transcript, site.listener.is_implicit
         )
+
+
+def _greeting(session: Session) -> Answer:
+    if session.site.listener.is_implicit:
+        session.handshake()
+    return session.banner()
 
 
 REACH = Probe("reach", reach)

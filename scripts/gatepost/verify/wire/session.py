@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 CONNECT_SECONDS = 3.0  # GEN-NET-01
 BANNER_SECONDS = 5.0  # GEN-BAN-01
 POSTSCREEN_SECONDS = 10.0  # after a first `220-` line: postscreen's greet_wait is 6 s, plus 2, plus slack
+HANDSHAKE_SECONDS = 5.0
 REPLY_SECONDS = 8.0
 MAX_LINE = 4096  # RFC 5321 §4.5.3.1.5 asks for 512; more than this is garbage
 MAX_REPLY = 65536
@@ -225,7 +226,7 @@ class Session:
         """
         context = context or client_context(self.site, verify=verify)
         assert self._socket is not None
-        self._socket.settimeout(max(0.01, min(REPLY_SECONDS, self._end - time.monotonic())))
+        self._socket.settimeout(max(0.01, min(HANDSHAKE_SECONDS, self._end - time.monotonic())))
         try:
             name = self.site.target.hostname if server_name is None else server_name or None
             self._socket = context.wrap_socket(self._socket, server_hostname=name)

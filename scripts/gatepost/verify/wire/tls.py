@@ -12,6 +12,7 @@ import contextlib
 import os
 import socket
 import ssl
+import threading
 import time
 from dataclasses import dataclass, replace
 from functools import cache
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from gatepost.verify.model import Line
 from gatepost.verify.wire import ciphers
-from gatepost.verify.wire.session import REPLY_SECONDS, Failure, Session, WireError, client_context
+from gatepost.verify.wire.session import HANDSHAKE_SECONDS, Failure, Session, WireError, client_context
 
 if TYPE_CHECKING:
     from gatepost.verify.wire.probe import Site
@@ -188,7 +189,9 @@ class _Bytes:
         return len(self.data) - self.at
 
 
-def exchange(connection: socket.socket, hello: bytes, *, whole: bool = False, seconds: float = REPLY_SECONDS) -> Heard:
+def exchange(
+    connection: socket.socket, hello: bytes, *, whole: bool = False, seconds: float = HANDSHAKE_SECONDS
+) -> Heard:
     """Send a ClientHello and read the server's answer to it: one ServerHello, or with `whole` the flight to its end."""
     deadline = time.monotonic() + seconds
     seen: dict[str, Any] = {}
@@ -426,7 +429,7 @@ def _tlslite(session: Session, *, minimum: tuple[int, int], maximum: tuple[int, 
     settings.minVersion, settings.maxVersion = minimum, maximum
     settings.minKeySize = 512
     connection = _recording()(session.raw_socket)
-    session.raw_socket.settimeout(REPLY_SECONDS)
+    session.raw_socket.settimeout(HANDSHAKE_SECONDS)
     try:
         connection.handshakeClientCert(settings=settings, serverName=session.site.target.hostname)
     except (BaseTLSException, OSError, ValueError):
@@ -467,7 +470,7 @@ def _renegotiate(connection: Any) -> str:
     try:
         for _ in connection._sendMsg(Message(ContentType.handshake, bytearray(hello))):
             pass
-        deadline = time.monotonic() + REPLY_SECONDS
+        deadline = time.monotonic() + HANDSHAKE_SECONDS
         while time.monotonic() < deadline:
             for result in connection._getNextRecord():
                 if result in (0, 1):
@@ -484,7 +487,9 @@ def _renegotiate(connection: Any) -> str:
         return f"closed: {type(error).__name__}"
 
 
-@cache
+_once = threading.Lock()
+
+
 def speaks_old_tls() -> str:
     """Return "" when our own TLS 1.0 and 1.1 hellos are understood by a server that speaks them, else what went
     wrong.
@@ -492,8 +497,12 @@ def speaks_old_tls() -> str:
     The server is tlslite-ng's, in this process: it shows that a refusal elsewhere is the server's and not ours
     (VER-02).
     """
-    import threading
+    with _once:  # several sites may ask at once
+        return _speaks_old_tls()
 
+
+@cache
+def _speaks_old_tls() -> str:
     from tlslite.api import X509, HandshakeSettings, TLSConnection, X509CertChain, parsePEMKey
     from tlslite.errors import BaseTLSException
 

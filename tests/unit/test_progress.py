@@ -86,3 +86,19 @@ def test_old_logs_go(tmp_path: Path) -> None:
     run(tmp_path)
     left = sorted(path.name for path in tmp_path.glob("*.log"))
     assert len(left) == LOGS_KEPT and left[0] == "20200101T000011Z-deploy.log"
+
+
+def test_a_log_that_cannot_be_written_is_told_once_and_stops_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    progress = Progress(tmp_path, "deploy")
+    progress._log.close()
+    # Every write to it fails: no space left on device.
+    progress._log = Path("/dev/full").open("a", buffering=1)  # noqa: SIM115 - progress.close() closes it
+    with progress.stage("terraform") as stage:
+        progress.log("one")
+        stage.result = "3 added"
+    progress.close()
+    err = capsys.readouterr().err
+    assert err.count("No space left on device; the log ends here.") == 1
+    assert "3 added" in err

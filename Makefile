@@ -15,7 +15,7 @@ STAMP := .venv/.made-$(shell (cat requirements.lock pyproject.toml; $(PYTHON) -V
 DEV := .venv/.dev-$(shell (cat requirements-dev.lock; echo $(STAMP)) 2>&1 | sha256sum | cut -c1-16)
 GATEPOST = $(BIN)/gatepost
 ENVIRONMENT = $(if $(INVENTORY),--inventory "$(INVENTORY)") $(if $(LISTENERS),--listeners "$(LISTENERS)") $(if $(filter-out 0,$(V)),--verbose)
-PIP = $(BIN)/python -m pip --disable-pip-version-check --no-input install --quiet --no-compile
+PIP = $(BIN)/python -m pip --disable-pip-version-check --no-input install --quiet --no-compile --use-pep517
 
 .PHONY: help
 help: ## Show this list

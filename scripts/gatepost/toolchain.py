@@ -24,7 +24,6 @@ class Tool:
 SSH = Tool("ssh", "openssh-client", "logs in to the server")
 LAB = (
     SSH,
-    Tool("ssh-keyscan", "openssh-client", "reads host keys"),
     Tool("systemd-nspawn", "systemd-container", "runs the lab's machines"),
     Tool("mmdebstrap", "mmdebstrap", "builds their Debian image"),
     Tool("nft", "nftables", "is the lab's firewall"),

@@ -19,7 +19,9 @@ from gatepost.errors import GatepostError
 from gatepost.lab import host, store
 
 _ESTABLISHED = "ct state established,related accept"
-_ICMP = "meta l4proto { icmp, ipv6-icmp } accept"  # also IPv6 neighbour discovery (RFC 4890 §4.4)
+# ICMP and ICMPv6 with its neighbour discovery (RFC 4890 §4.4), by number: the names are in /etc/protocols, which a minimal
+# Debian lacks.
+_ICMP = "meta l4proto { 1, 58 } accept"
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -35,7 +35,8 @@ def groups(**changes):
     return Groups(tuple(good.items()), changes.get("weak", NO), changes.get("dhe", yes(0x009F, dh_bits=2048)))
 
 
-SOUND = {
+REFUSED = (tls.TLS_1_0, tls.TLS_1_1, tls.SSL_2, tls.SSL_3, tls.FALLBACK, tls.BROKEN, tls.RSA, tls.UNCOMMON, tls.CBC)
+SOUND = dict.fromkeys(REFUSED, NO) | {
     tls.VERSIONS: Versions(spoken("TLSv1.3"), spoken("TLSv1.2")),
     tls.BASELINE: FLIGHT,
     tls.NO_NAME: FLIGHT,
@@ -47,19 +48,6 @@ SOUND = {
     tls.RENEGOTIATION: "alert no_renegotiation",
     tls.TICKETS: Tickets((7200,), early_data=False),
     CERTIFICATE: served(),
-} | {
-    probe: NO
-    for probe in (
-        tls.TLS_1_0,
-        tls.TLS_1_1,
-        tls.SSL_2,
-        tls.SSL_3,
-        tls.FALLBACK,
-        tls.BROKEN,
-        tls.RSA,
-        tls.UNCOMMON,
-        tls.CBC,
-    )
 }
 
 BROKEN = [

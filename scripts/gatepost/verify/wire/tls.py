@@ -387,9 +387,8 @@ def tickets(site: Site) -> Tickets | None:
         connection = _tlslite(session, minimum=(3, 4), maximum=(3, 4))
         if connection is None:
             return None
-        with contextlib.suppress(
-            Exception
-        ):  # what came until here counts; tlslite raises many kinds on a closed connection
+        # What came until here counts, and tlslite raises many kinds on a closed connection.
+        with contextlib.suppress(Exception):
             connection.write(b"NOOP\r\n")
             connection.read(max=512, min=1)
         found = connection.tickets
@@ -422,8 +421,8 @@ def renegotiation(site: Site) -> str | None:
 
 def _tlslite(session: Session, *, minimum: tuple[int, int], maximum: tuple[int, int]) -> Any:
     """Return a tlslite connection after a full handshake, None when the handshake failed."""
-    from tlslite.api import HandshakeSettings
     from tlslite.errors import BaseTLSException
+    from tlslite.handshakesettings import HandshakeSettings
 
     settings = HandshakeSettings()
     settings.minVersion, settings.maxVersion = minimum, maximum
@@ -440,8 +439,8 @@ def _tlslite(session: Session, *, minimum: tuple[int, int], maximum: tuple[int, 
 @cache
 def _recording() -> Any:
     """Return a TLSConnection that keeps its Finished message, which a renegotiation has to quote (RFC 5746 §3.5)."""
-    from tlslite.api import TLSConnection
     from tlslite.messages import Finished
+    from tlslite.tlsconnection import TLSConnection
 
     class Recording(TLSConnection):  # type: ignore[misc]  # tlslite has no types
         """Keeps the client's verify_data."""
@@ -503,8 +502,12 @@ def speaks_old_tls() -> str:
 
 @cache
 def _speaks_old_tls() -> str:
-    from tlslite.api import X509, HandshakeSettings, TLSConnection, X509CertChain, parsePEMKey
     from tlslite.errors import BaseTLSException
+    from tlslite.handshakesettings import HandshakeSettings
+    from tlslite.tlsconnection import TLSConnection
+    from tlslite.utils.keyfactory import parsePEMKey
+    from tlslite.x509 import X509
+    from tlslite.x509certchain import X509CertChain
 
     key, certificate = _throwaway_certificate()
     for version, number in (((3, 1), TLS10), ((3, 2), TLS11)):

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 from pathlib import Path
@@ -47,6 +48,7 @@ ansible_facts:
 """
 
 LISTS = Path("/var/lib/apt/lists")
+LOCK = Path("/run/lock/gatepost-packages")
 POLICY = Path("/usr/sbin/policy-rc.d")
 # 101 is "action forbidden by policy" (invoke-rc.d(8)).
 NO_START = "#!/bin/sh\n# gatepost: removed when the installation ends\nexit 101\n"
@@ -141,16 +143,20 @@ def main():
         )
     names = missing(module.params["names"])
     if names and not module.check_mode:
-        # One of ours that is there already was left by a run that was killed.
-        ours = not POLICY.exists() or POLICY.read_text(errors="replace") == NO_START
-        try:
-            if ours:
-                POLICY.write_text(NO_START)
-                POLICY.chmod(0o755)
-            failure = install(names)
-        finally:
-            if ours:
-                POLICY.unlink()
+        # Ctrl-C ends Ansible here and leaves this module at work there: the next run waits until it has done.
+        with LOCK.open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            names = missing(names)
+            # One of ours that is there already was left by a run that was killed.
+            ours = not POLICY.exists() or POLICY.read_text(errors="replace") == NO_START
+            try:
+                if ours:
+                    POLICY.write_text(NO_START)
+                    POLICY.chmod(0o755)
+                failure = install(names) if names else ""
+            finally:
+                if ours:
+                    POLICY.unlink()
         if failure:
             module.fail_json(
                 msg=f"apt-get could not install {' '.join(names)}: {failure}\n"

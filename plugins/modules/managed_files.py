@@ -166,9 +166,10 @@ def differs(file):
     return bool(file["compile"]) and not table_is_current(file["path"], file["compile"])
 
 
-def run(command):
-    """Run a checker; any text on standard error is a failure.
+def run(command, live=None):
+    """Run a checker; any text on standard error is a failure, but for lines about the live directory.
 
+    `postfix -c CANDIDATE check` looks at both, and what is wrong with the live one may be what is to be repaired.
     Standard error is a terminal, since Postfix's scripts write their warnings to the log alone where there is none.
     """
     terminal, end = os.openpty()
@@ -185,9 +186,9 @@ def run(command):
         while part := os.read(terminal, 65536):
             told += part
     os.close(terminal)
-    if process.wait() != 0 or told.strip():
-        text = told.decode(errors="replace").replace("\r\n", "\n").strip()
-        raise Refused(f"{' '.join(command)} (exit {process.returncode}):\n{text}")
+    lines = [line for line in told.decode(errors="replace").splitlines() if line.strip()]
+    if process.wait() != 0 or any(live is None or f"{live}/" not in line for line in lines):
+        raise Refused("\n".join([f"{' '.join(command)} (exit {process.returncode}):", *lines]))
 
 
 def settle(path):
@@ -206,9 +207,10 @@ def check(directory, files, checks):
             target.write_text(file["content"], encoding="utf-8", errors="surrogateescape")
             settle(target)
             if file["compile"]:
-                run([file["compile"], f"hash:{target}"])
+                # By the new main.cf, which is among the first files: the live one may be what is to be repaired.
+                run([file["compile"], "-c", str(candidate), f"hash:{target}"])
         for command in checks:
-            run([word.replace("{candidate}", str(candidate)) for word in command])
+            run([word.replace("{candidate}", str(candidate)) for word in command], live=directory)
 
 
 def set_attributes(entry):

@@ -4,8 +4,8 @@
 
 First run: site.yml on a fresh machine, against one shell script that installs the same packages, copies the finished
 files and starts the daemons on a fresh machine (floor.sh). Second run: site.yml with nothing to do, every managed file
-compared, against a play of the shape and size of a widely used Postfix role (four_tasks.yml) on the same machine. The two
-sides take turns; a ratio is that of the medians.
+compared, against a play of the shape and size of a widely used Postfix role (four_tasks.yml) on the same machine. Both
+take turns; a ratio is that of the medians.
 """
 
 from __future__ import annotations

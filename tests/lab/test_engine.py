@@ -131,11 +131,8 @@ def test_machines_reach_each_other_by_mx_through_the_firewall_in_between(
     lab: Lab, pair: tuple[machine.Machine, machine.Machine]
 ) -> None:
     mx, out = pair
-    identity = firewall.create(
-        f"{lab.name}-wall",
-        lab.name,
-        [{"port": 25, "protocol": "tcp", "sources": [f"{out.ipv4}/32", f"{out.ipv6}/128"]}],
-    )
+    rule = {"port": 25, "protocol": "tcp", "sources": [f"{out.ipv4}/32", f"{out.ipv6}/128"]}
+    identity = firewall.create(f"{lab.name}-wall", lab.name, [rule])
     machine.update(mx.name, firewall_name=f"{lab.name}-wall", mx_for=("example.test",))
     try:
         assert machine.read(mx.name, mx.uuid)
@@ -176,7 +173,7 @@ def test_a_machine_reboots_from_inside_with_its_network(
     mx, _ = pair
     before = lab.ssh(mx, "systemctl show -p UserspaceTimestamp --value")
     subprocess.run(
-        ["ssh", "-q", "-F", "none", "-i", str(lab.key), "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null",
+        ["ssh", "-q", "-F", "none", "-i", str(lab.key), "-o", f"UserKnownHostsFile={lab.key.with_name('known_hosts')}",
          f"gatepost@{mx.ipv4}", "sudo systemctl reboot"], check=False,
     )  # fmt: skip
     deadline = time.monotonic() + 60
@@ -208,7 +205,7 @@ def test_a_stopped_machine_starts_with_its_disk_and_addresses(
 
 
 def test_a_host_name_that_is_taken_is_refused(lab: Lab, pair: tuple[machine.Machine, machine.Machine]) -> None:
-    with pytest.raises(GatepostError, match="has the host name mx.example.test already"):
+    with pytest.raises(GatepostError, match=r"has the host name mx\.example\.test already"):
         machine.create(lab.spec("second", "mx.example.test"))
     assert f"{lab.name}-second" not in store.read()["machines"]
 

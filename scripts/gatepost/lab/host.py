@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -19,6 +20,8 @@ from gatepost.errors import GatepostError
 
 DIRECTORY = Path("/var/lib/gatepost/lab")  # the truth about what is ours; survives a reboot
 LOCKS = Path("/run/lock/gatepost-lab")
+
+REBOOT = 133  # exit status of systemd-nspawn --keep-unit when the machine reboots: start it again
 
 # Command → Debian package that brings it.
 _TOOLS = {
@@ -248,6 +251,8 @@ def spawn(name: str, argv: Sequence[str], log: Path, *, forks: bool = False) -> 
                 "--property=Delegate=yes",
             ),
             *(f"--property=StandardOutput=append:{log}", f"--property=StandardError=append:{log}"),
+            f"--property=RestartForceExitStatus={REBOOT}",
+            f"--property=SuccessExitStatus={REBOOT}",
             "--setenv=SYSTEMD_NSPAWN_API_VFS_WRITABLE=network",
             "--",
             shutil.which(argv[0], path=_environment()["PATH"]) or argv[0],
@@ -259,9 +264,10 @@ def spawn(name: str, argv: Sequence[str], log: Path, *, forks: bool = False) -> 
         # The shell enters the cgroups, since a preexec_fn would run Python in a fork of a process with threads
         # (gRPC's).
         enter = "".join(f"echo 0 > {shlex.quote(str(group))}/cgroup.procs && " for group in _own_cgroups(name))
+        loop = f'while ({enter}exec "$@"); [ $? -eq {REBOOT} ]; do :; done'
         with log.open("ab") as output:
             subprocess.Popen(
-                ("sh", "-c", f'{enter}exec "$@"', "sh", *argv),
+                ("sh", "-c", loop, "sh", *argv),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
@@ -301,20 +307,30 @@ def _cgroup_mounts() -> list[Path]:
     return mounts
 
 
+def members(name: str) -> list[int]:
+    """Return the living processes in the cgroup, or the systemd unit, of a spawned program: all of a machine's."""
+    mine = re.compile(rf"/gatepost-lab-{re.escape(name)}(\.service)?(/|$)", re.MULTILINE)
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            with contextlib.suppress(OSError):
+                if mine.search((entry / "cgroup").read_text()) and not _ended(int(entry.name)):
+                    found.append(int(entry.name))
+    return found
+
+
 def remove_cgroups(name: str) -> None:
     """Remove the cgroups that `spawn` and the container in it made; the processes must have ended."""
     for mount in _cgroup_mounts():
         top = mount / f"gatepost-lab-{name}"
-        if top.is_dir():
+
+        def gone(top: Path = top) -> bool:
             for directory, _, _ in os.walk(top, topdown=False):
-                wait_for(lambda d=directory: _rmdir(d), timeout=2)  # type: ignore[misc] # mypy cannot infer such a lambda
+                with contextlib.suppress(OSError):  # a process that has just ended still holds it for a moment
+                    os.rmdir(directory)  # noqa: PTH106 - a path from os.walk
+            return not top.exists()
 
-
-def _rmdir(directory: str) -> bool:
-    try:
-        os.rmdir(directory)  # noqa: PTH106 - a path from os.walk
-    except FileNotFoundError:
-        return True
-    except OSError:
-        return False
-    return True
+        if not wait_for(gone, timeout=5):
+            raise GatepostError(
+                f"{top} cannot be removed: processes are left in it", next_step="Look at its cgroup.procs, end them."
+            )

@@ -283,7 +283,7 @@ def _start(name: str, boot_timeout: float, cancelled: threading.Event | None) ->
     root, log = root_of(name), DIRECTORY / name / "console.log"
     _mount(name, record)
     if not host.machine_leaders(root, _namespace(name)):
-        _end_supervisor(name)
+        _end_processes(name)
         host.spawn(f"machine-{name}", _nspawn(name, record["fqdn"]), log)
 
     def listens() -> bool:
@@ -356,10 +356,8 @@ def update(
 def stop(name: str, *, timeout: float = 60) -> None:
     """Shut a machine down in order; kill it after `timeout` seconds. It keeps its disk and its addresses."""
     with _alone(name):
-        supervisors = host.processes(f"--directory={root_of(name)}")
-        if not (supervisors and host.end(supervisors, how=signal.SIGTERM, timeout=timeout)):
-            host.end(host.machine_leaders(root_of(name), _namespace(name)))
-        _end_supervisor(name)
+        host.end(host.processes(f"--directory={root_of(name)}"), how=signal.SIGTERM, timeout=timeout)
+        _end_processes(name)
 
 
 def read(name: str, identity: str) -> Machine | None:
@@ -427,16 +425,28 @@ def wipe_lost(name: str, identity: str) -> None:
         destroy(name, identity)
 
 
-def _end_supervisor(name: str) -> None:
-    """End a systemd-nspawn whose machine is gone, and what it leaves behind when it is killed."""
-    argument = f"--directory={root_of(name)}"
-    if not host.wait_for(lambda: not host.processes(argument), timeout=5, interval=0.005):
-        host.end(host.processes(argument))
-    for left in (
-        Path("/run/systemd/nspawn/propagate", f"gatepost-{name}"),
-        Path("/run/systemd/nspawn/unix-export", f"gatepost-{name}"),
-    ):
-        shutil.rmtree(left, ignore_errors=True)
+def _processes(name: str) -> list[int]:
+    """Return every process of a machine: its supervisor and whatever lives in it, however far its start has got."""
+    root = root_of(name)
+    found = host.processes(f"--directory={root}") + host.members(f"machine-{name}")
+    return found + host.machine_leaders(root, _namespace(name))
+
+
+def _end_processes(name: str) -> None:
+    """Kill what is left of a machine's processes, and remove what a killed systemd-nspawn leaves behind."""
+    left = _processes(name)
+    for _ in range(20):  # a supervisor in the middle of its start may fork once more
+        if not left:
+            break
+        host.end(left, timeout=5)
+        left = _processes(name)
+    if left:
+        raise GatepostError(
+            f"machine {name!r}: its processes do not end: {left}",
+            next_step="A process that waits for a disk cannot be killed; look at it, then destroy again.",
+        )
+    for kind in ("propagate", "unix-export"):
+        shutil.rmtree(Path("/run/systemd/nspawn", kind, f"gatepost-{name}"), ignore_errors=True)
     with contextlib.suppress(OSError):
         status = root_of(name).stat()
         Path("/run/systemd/nspawn/locks", f"inode-{status.st_dev}:{status.st_ino}").unlink(missing_ok=True)
@@ -445,13 +455,7 @@ def _end_supervisor(name: str) -> None:
 def _wipe(name: str, record: dict[str, Any]) -> None:
     """Remove processes, mount, files, device, namespace and cgroups of a machine; every part may be missing already."""
     root = root_of(name)
-    leaders = host.machine_leaders(root, _namespace(name))
-    if not host.end(leaders):
-        raise GatepostError(
-            f"machine {name!r}: its processes do not end: {leaders}",
-            next_step="A process that waits for a disk cannot be killed; look at it, then destroy again.",
-        )
-    _end_supervisor(name)
+    _end_processes(name)
     if os.path.ismount(root):
 
         def unmounted() -> bool:

@@ -25,7 +25,7 @@ def test_hst_pkg_01_smuggling_fix_is_in_the_binary(host: Host) -> None:
 
 
 def _postfix_units(host: Host) -> list[str]:
-    """Debian 12's postfix.service is a oneshot of /bin/true and the daemon is postfix@-; Debian 13 has only the real one."""
+    """Debian 12's postfix.service is a oneshot of /bin/true, the daemon is postfix@-; Debian 13 has the real one."""
     oneshot = host.check_output("systemctl show -P Type postfix") == "oneshot"
     return ["postfix", "postfix@-"] if oneshot else ["postfix"]
 

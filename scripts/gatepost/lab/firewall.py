@@ -19,8 +19,8 @@ from gatepost.errors import GatepostError
 from gatepost.lab import host, store
 
 _ESTABLISHED = "ct state established,related accept"
-# ICMP and ICMPv6 with its neighbour discovery (RFC 4890 §4.4), by number: the names are in /etc/protocols, which a minimal
-# Debian lacks.
+# ICMP and ICMPv6 with its neighbour discovery (RFC 4890 §4.4), by number: the names are in /etc/protocols, which a
+# minimal Debian lacks.
 _ICMP = "meta l4proto { 1, 58 } accept"
 
 

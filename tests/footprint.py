@@ -23,6 +23,12 @@ class Footprint:
 
     def __init__(self) -> None:
         self.things = {*self._processes(), *self._network(), *self._files()}
+        # Forwarding is on while any lab stands, so it can be compared only between two moments without one.
+        if not store.read()["networks"]:
+            self.things |= {f"sysctl {key} = {Path('/proc/sys', key).read_text().strip()}" for key in _SYSCTLS}
+            self.quiet = True
+        else:
+            self.quiet = False
 
     @staticmethod
     def _processes() -> set[str]:
@@ -50,13 +56,13 @@ class Footprint:
         found = {f"device {link['ifname']}" for link in tool("ip", "-j", "link") if link["ifname"][:3] != "ve-"}  # type: ignore[index]
         for family in ("-4", "-6"):
             for route in tool("ip", "-j", family, "route", "show", "table", "all"):
-                if str(route.get("dev"))[:3] != "ve-":
+                # The kernel adds an anycast route to every device while forwarding is on (RFC 4291 §2.6.1).
+                if str(route.get("dev"))[:3] != "ve-" and route.get("type") != "anycast":
                     found.add(f"route {route['dst']} dev {route.get('dev')}")
         for item in tool("nft", "-j", "list", "tables"):
             if table := item.get("table"):
                 found.add(f"nft table {table['family']} {table['name']}")  # type: ignore[index]
         found |= {f"namespace {path.name}" for path in Path("/run/netns").glob("*")}
-        found |= {f"sysctl {key} = {Path('/proc/sys', key).read_text().strip()}" for key in _SYSCTLS}
         return found
 
     @staticmethod
@@ -81,7 +87,12 @@ class Footprint:
         deadline = time.monotonic() + seconds
         while True:
             others = _others()
-            left = sorted(thing for thing in Footprint().things - self.things if not others.search(thing))
+            now = Footprint()
+            left = sorted(
+                thing
+                for thing in now.things - self.things
+                if not others.search(thing) and (self.quiet or not thing.startswith("sysctl"))
+            )
             if not left or time.monotonic() > deadline:
                 return left
             time.sleep(0.2)

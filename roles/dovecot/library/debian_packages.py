@@ -1,0 +1,1 @@
+../../postfix/library/debian_packages.py

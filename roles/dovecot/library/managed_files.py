@@ -1,0 +1,1 @@
+../../postfix/library/managed_files.py

@@ -20,6 +20,7 @@ from environments import GATEPOST, MINUTES, Environment
 from footprint import Footprint
 
 from gatepost import documents, listeners
+from gatepost.lab import store
 
 pytestmark = pytest.mark.lab
 
@@ -264,8 +265,15 @@ def test_a_new_domain_and_a_new_user_are_deployed_in_place(own: Environment) -> 
 
 
 def test_destroy_leaves_nothing_but_settings_and_secrets(own: Environment, before: Footprint) -> None:
+    book = store.read()
+    [name] = [server["name"] for server in own.info["servers"]]
+    network, machine = book["networks"][name], book["machines"][name]
+    marks = (name, name.replace("-", "_"), machine["device"], store.device("gpp", name), network["ipv4_subnet"])
+    assert any(mark in thing for mark in marks for thing in Footprint().things)
     assert stages(own.gatepost("destroy").stderr)["destroy"] == "3 removed"
-    assert before.left(seconds=60) == []  # long, since other labs of this host may come and go meanwhile
+    # Of this lab nothing at all; and, where no one else's lab stands on this host meanwhile, nothing whatever.
+    assert [t for t in before.left() if any(mark in t for mark in marks)] == []
+    assert store.read()["networks"] or before.left() == []
     left = {path.name for path in own.directory.iterdir()}
     assert {"settings.yml", "secrets"} <= left and "hosts.yml" not in left
     assert not (own.directory / "secrets/known_hosts").exists() and (own.directory / "secrets/ssh_key").exists()

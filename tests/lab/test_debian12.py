@@ -1,4 +1,4 @@
-"""The other supported release, from outside and from the box: other versions of Postfix and Dovecot, the same behaviour."""
+"""The other supported release, from outside and from the box: other versions of Postfix and Dovecot."""
 
 from __future__ import annotations
 

@@ -118,14 +118,15 @@ def _claim(spec: Spec, image: images.Image) -> None:
                 f"there is a machine {spec.name!r} in the lab of this host already",
                 next_step="Choose another name, or destroy the lab that it belongs to.",
             )
-        for what, path, remedy in (
-            ("network device", Path("/sys/class/net", device), f"ip link delete {device}"),
-            ("network namespace", _namespace(spec.name), f"ip netns delete {_namespace(spec.name).name}"),
-            ("directory", DIRECTORY / spec.name, f"look into it and remove {DIRECTORY / spec.name}"),
+        namespace, directory = _namespace(spec.name), DIRECTORY / spec.name
+        for taken, what, remedy in (
+            (network.has_device(device), f"network device {device}", f"ip link delete {device}"),
+            (namespace.exists(), f"network namespace {namespace.name}", f"ip netns delete {namespace.name}"),
+            (directory.exists(), f"directory {directory.name}", f"look into it and remove {directory}"),
         ):
-            if path.exists():
+            if taken:
                 raise GatepostError(
-                    f"machine {spec.name!r}: this host has a {what} {path.name} that the lab does not know",
+                    f"machine {spec.name!r}: this host has a {what} that the lab does not know",
                     next_step=f"Choose another name; or, if nothing needs it, {remedy}.",
                 )
         if spec.network not in book["networks"]:
@@ -215,7 +216,7 @@ def _connect(book: store.Book, name: str) -> None:
     inside = json.loads(host.run("ip", "-j", "-n", namespace, "link") or "[]")
     has_inside = any(link["ifname"] == "host0" for link in inside)
     commands = []
-    if not (has_inside and Path("/sys/class/net", device).exists()):
+    if not (has_inside and network.has_device(device)):
         network.delete_device(device)
         if has_inside:
             host.run("ip", "-n", namespace, "link", "delete", "host0")
@@ -242,10 +243,10 @@ def _connect(book: store.Book, name: str) -> None:
 
 def _mtu() -> int:
     """Return the MTU of the host's way out, so that the machine need not find out by losing packets."""
-    mtus = []
-    for route in json.loads(host.run("ip", "-j", "route", "show", "default") or "[]"):
-        with contextlib.suppress(OSError, ValueError, KeyError):
-            mtus.append(int(Path("/sys/class/net", route["dev"], "mtu").read_text()))
+    ways = {
+        route["dev"] for route in json.loads(host.run("ip", "-j", "route", "show", "default") or "[]") if "dev" in route
+    }
+    mtus = [int(link["mtu"]) for link in json.loads(host.run("ip", "-j", "link") or "[]") if link["ifname"] in ways]
     return max(1280, min([1500, *mtus]))  # 1280: IPv6's least (RFC 8200 §5)
 
 
@@ -253,7 +254,7 @@ def _network_ok(book: store.Book, name: str) -> bool:
     record = book["machines"][name]
     net = book["networks"].get(record["network"])
     namespace, device = _namespace(name), record["device"]
-    if not net or not namespace.exists() or not Path("/sys/class/net", device).exists():
+    if not net or not namespace.exists() or not network.has_device(device):
         return False
     inner = ("ip", "-j", "-n", namespace.name)
     links = json.loads(host.run("ip", "-j", "addr", "show", "up") or "[]")
@@ -317,6 +318,10 @@ def _start(name: str, boot_timeout: float, cancelled: threading.Event | None) ->
 
 def _nspawn(name: str, fqdn: str) -> Sequence[str]:
     return (
+        # Entered here rather than by --network-namespace-path, which would show the machine this host's devices in
+        # /sys.
+        "nsenter",
+        f"--net={_namespace(name)}",
         "systemd-nspawn",
         "--quiet",
         "--boot",
@@ -326,7 +331,6 @@ def _nspawn(name: str, fqdn: str) -> Sequence[str]:
         f"--machine=gatepost-{name}",
         f"--hostname={fqdn.partition('.')[0]}",
         f"--directory={root_of(name)}",
-        f"--network-namespace-path={_namespace(name)}",
         "--capability=CAP_NET_ADMIN",  # the machine has a firewall of its own
         "--resolv-conf=off",
         "--timezone=off",

@@ -14,6 +14,7 @@ import contextlib
 import ipaddress
 import json
 import secrets
+import socket
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,7 +55,7 @@ def create(name: str, *, outside_domain: str) -> Network:
                 next_step="Choose another name, or destroy the lab that it belongs to.",
             )
         device = store.device("gpn", name)
-        if Path("/sys/class/net", device).exists():
+        if has_device(device):
             raise GatepostError(
                 f"network {name!r}: this host has a device {device} that is not the lab's",
                 next_step=f"Choose another name; or, if nothing needs the device, `ip link delete {device}`.",
@@ -188,7 +189,7 @@ def _restore(book: store.Book, name: str) -> None:
     device, peer = record["device"], store.device("gpp", name)
     _forward(book)
     commands = []
-    if not Path("/sys/class/net", device).exists():
+    if not has_device(device):
         ours = {machine["device"] for machine in book["machines"].values() if machine["network"] == name}
         subnet = ipaddress.IPv4Network(record["ipv4_subnet"])
         if any(subnet.overlaps(other) for other in foreign_subnets(ours)):
@@ -234,7 +235,7 @@ def _sysctl(key: str) -> str:
 
 
 def _addresses(device: str) -> set[str]:
-    if not Path("/sys/class/net", device).exists():
+    if not has_device(device):
         return set()
     return {
         address["local"]
@@ -243,7 +244,12 @@ def _addresses(device: str) -> set[str]:
     }
 
 
+def has_device(name: str) -> bool:
+    """Whether this network namespace has a device; /sys may show another namespace's (in a container)."""
+    return name in {device for _, device in socket.if_nameindex()}
+
+
 def delete_device(device: str) -> None:
     """Delete a network device; absent is success."""
-    if Path("/sys/class/net", device).exists():
+    if has_device(device):
         host.run("ip", "link", "delete", device)

@@ -18,6 +18,16 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+# Not in the functions that use it: its modules import each other in a circle, which breaks when two threads begin it.
+from tlslite.constants import ContentType
+from tlslite.errors import BaseTLSException
+from tlslite.handshakesettings import HandshakeSettings
+from tlslite.messages import Finished, Message
+from tlslite.tlsconnection import TLSConnection
+from tlslite.utils.keyfactory import parsePEMKey
+from tlslite.x509 import X509
+from tlslite.x509certchain import X509CertChain
+
 from gatepost.verify.model import Line
 from gatepost.verify.wire import ciphers
 from gatepost.verify.wire.session import HANDSHAKE_SECONDS, Failure, Session, WireError, client_context
@@ -421,9 +431,6 @@ def renegotiation(site: Site) -> str | None:
 
 def _tlslite(session: Session, *, minimum: tuple[int, int], maximum: tuple[int, int]) -> Any:
     """Return a tlslite connection after a full handshake, None when the handshake failed."""
-    from tlslite.errors import BaseTLSException
-    from tlslite.handshakesettings import HandshakeSettings
-
     settings = HandshakeSettings()
     settings.minVersion, settings.maxVersion = minimum, maximum
     settings.minKeySize = 512
@@ -439,8 +446,6 @@ def _tlslite(session: Session, *, minimum: tuple[int, int], maximum: tuple[int, 
 @cache
 def _recording() -> Any:
     """Return a TLSConnection that keeps its Finished message, which a renegotiation has to quote (RFC 5746 §3.5)."""
-    from tlslite.messages import Finished
-    from tlslite.tlsconnection import TLSConnection
 
     class Recording(TLSConnection):  # type: ignore[misc]  # tlslite has no types
         """Keeps the client's verify_data."""
@@ -456,10 +461,6 @@ def _recording() -> Any:
 
 
 def _renegotiate(connection: Any) -> str:
-    from tlslite.constants import ContentType
-    from tlslite.errors import BaseTLSException
-    from tlslite.messages import Message
-
     record = client_hello(Offer(suites=ciphers.ECDHE_AEAD), None)
     hello = record[5:].replace(_extension(0xFF01, b"\x00"), _extension(0xFF01, _vector(connection.verify_data, 1)))
     # The quoted verify_data makes the extension, the list of extensions and the message longer.
@@ -502,13 +503,6 @@ def speaks_old_tls() -> str:
 
 @cache
 def _speaks_old_tls() -> str:
-    from tlslite.errors import BaseTLSException
-    from tlslite.handshakesettings import HandshakeSettings
-    from tlslite.tlsconnection import TLSConnection
-    from tlslite.utils.keyfactory import parsePEMKey
-    from tlslite.x509 import X509
-    from tlslite.x509certchain import X509CertChain
-
     key, certificate = _throwaway_certificate()
     for version, number in (((3, 1), TLS10), ((3, 2), TLS11)):
         ours, theirs = socket.socketpair()

@@ -211,6 +211,8 @@ def _connect(book: store.Book, name: str) -> None:
     namespace, device = _namespace(name).name, record["device"]
     # An overlay mount or a running machine keeps a namespace alive that has lost its name: it gets the name back.
     if not _namespace(name).exists():
+        if not _namespace(name).parent.exists():
+            book["made_netns"] = True  # `ip netns` makes and mounts the directory, and never takes it away
         leaders = host.machine_leaders(root_of(name), _namespace(name))
         host.run("ip", "netns", *(("attach", namespace, str(leaders[0])) if leaders else ("add", namespace)))
     inside = json.loads(host.run("ip", "-j", "-n", namespace, "link") or "[]")

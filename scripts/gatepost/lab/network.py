@@ -162,6 +162,16 @@ def _wipe(book: store.Book, name: str) -> None:
             with contextlib.suppress(OSError):  # the device may be gone
                 Path("/proc/sys", key).write_text(value)
         book["sysctls"] = {}
+        if book.pop("made_netns", False):
+            _remove_netns(Path("/run/netns"))
+
+
+def _remove_netns(directory: Path) -> None:
+    """Take away the directory of named namespaces, unless someone else has one there by now."""
+    with contextlib.suppress(GatepostError, OSError):
+        if not any(directory.iterdir()):
+            host.run("umount", str(directory))  # a bind mount on itself, which os.path.ismount() does not see
+            directory.rmdir()
 
 
 def _described(name: str, record: dict[str, Any], *, intact: bool) -> Network:

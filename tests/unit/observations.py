@@ -51,7 +51,7 @@ def dialogue(cases=None, *, clear=None, tls=None, greeting=f"220 {HOST} ESMTP"):
 
 
 def judge(identifier, observations, *, kind="relay", others=(), **fields):
-    """Run one requirement's check on {probe: observation}; `others` are (kind, {probe: observation}) of more listeners."""
+    """Run one requirement's check on {probe: observation}; `others` are (kind, the same) of more listeners."""
     listener = LISTENERS[kind]
     row = next(r for r in requirements() if r.id == identifier and (r.looks_at(listener)))
     whole = target(**fields)

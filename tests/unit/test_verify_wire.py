@@ -280,24 +280,33 @@ def test_a_login_outside_tls_is_not_sent():
 
 
 def test_bytes_in_clear_behind_the_220_to_starttls_are_garbage():
-    with script(answers(BANNER, EHLO, b"220 go\r\n250 injected\r\n")) as port:
-        with Session(site(port)) as session, pytest.raises(WireError) as caught:
-            session.open()
+    with (
+        script(answers(BANNER, EHLO, b"220 go\r\n250 injected\r\n")) as port,
+        Session(site(port)) as session,
+        pytest.raises(WireError) as caught,
+    ):
+        session.open()
     assert caught.value.failure is Failure.GARBAGE
 
 
 def test_garbage_in_place_of_a_handshake_is_not_an_alert():
-    with script(answers(BANNER, EHLO, b"220 go\r\n", b"\xff" * 100)) as port:
-        with Session(site(port)) as session, pytest.raises(WireError) as caught:
-            session.open()
+    with (
+        script(answers(BANNER, EHLO, b"220 go\r\n", b"\xff" * 100)) as port,
+        Session(site(port)) as session,
+        pytest.raises(WireError) as caught,
+    ):
+        session.open()
     assert caught.value.failure in (Failure.TLS_FAILED, Failure.RESET, Failure.CLOSED)
 
 
 def test_an_alert_is_told_by_its_name():
-    with script(says(b"\x15\x03\x01\x00\x02\x02\x28")) as port:
-        with Session(site(port, "implicit")) as session, pytest.raises(WireError) as caught:
-            session.connect()
-            session.handshake()
+    with (
+        script(says(b"\x15\x03\x01\x00\x02\x02\x28")) as port,
+        Session(site(port, "implicit")) as session,
+        pytest.raises(WireError) as caught,
+    ):
+        session.connect()
+        session.handshake()
     assert caught.value.failure is Failure.TLS_REJECTED and "handshake failure" in caught.value.detail
 
 
@@ -314,9 +323,9 @@ def test_a_certificate_that_is_not_trusted_ends_a_verified_handshake():
             assert session.banner().code == 220
 
 
-def ask(play, offer=tls.Offer(), mode="implicit"):
+def ask(play, offer=None):
     with script(play) as port:
-        return tls.ask(site(port, mode), offer)
+        return tls.ask(site(port, "implicit"), offer or tls.Offer())
 
 
 @pytest.mark.parametrize(

@@ -102,7 +102,8 @@ class Watch:
             for future in futures:
                 future.result()
         finally:
-            self.cancelled.set()
+            with self._lock:
+                self.cancelled.set()
             for pool in pools.values():
                 pool.shutdown(wait=False, cancel_futures=True)
 
@@ -160,6 +161,8 @@ class Watch:
         except Exception as error:  # a mistake of ours in one probe costs its own checks, not the run
             result = Failed(Failure.BROKEN, f"the probe {probe.name} broke: {type(error).__name__}: {error}")
         with self._lock:
+            if self.cancelled.is_set():  # too late: the report is being made
+                return
             self.observations[_key(site, probe)] = result
             self.seconds[_key(site, probe)] = time.monotonic() - began
             self._done += 1

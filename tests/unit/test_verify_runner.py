@@ -42,6 +42,14 @@ def test_on_a_dead_port_reachability_fails_and_nothing_passes():
     assert report.exit_code is ExitCode.FAILED
 
 
+def test_what_a_dead_port_hides_is_unknown_when_no_other_row_says_so():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        closed = taken.getsockname()[1]
+    report = runner.run(at(closed), only=["TLS-VER-03"])
+    assert [r.verdict for r in report.results] == [Verdict.INCONCLUSIVE]
+    assert report.exit_code is ExitCode.INCONCLUSIVE
+
+
 def test_a_port_that_closes_without_greeting_fails_at_its_banner():
     with script(lambda connection: None) as port:
         report = runner.run(at(port), only=["GEN-NET-01", "GEN-BAN-01", "TLS-VER-03"])

@@ -80,12 +80,14 @@ class Watch:
         self.observations: dict[Key, Any] = {}
         self.seconds: dict[Key, float] = {}
         self.dead: dict[Site, str] = {}
+        self.judged: frozenset[str] = frozenset()  # ids of the rows of this run
         self._silences: dict[Site, int] = {}
         self._lock = threading.Lock()
         self._done = self._all = 0
 
     def look(self, rows: Collection[Requirement]) -> None:
         """Run every probe that the rows need, once per site. KeyboardInterrupt leaves what was seen so far."""
+        self.judged = frozenset(row.id for row in rows)
         pools: dict[int, ThreadPoolExecutor] = {}
         ports = {site.listener.port for site in self.sites}
         try:
@@ -226,6 +228,12 @@ def _result(row: Requirement, watch: Watch, site: Site | None, *, skipped: bool)
     )
 
 
+def _blocked(watch: Watch, why: str, *told_by: str) -> Finding:
+    """What could not be tried is not run where another row of this run fails for it, else unknown: never silence."""
+    telling = [identifier for identifier in told_by if identifier in watch.judged]
+    return Finding(Verdict.NOT_RUN if telling else Verdict.INCONCLUSIVE, f"{why} ({', '.join(telling or told_by)})")
+
+
 def _finding(row: Requirement, watch: Watch, site: Site | None, *, skipped: bool) -> Finding:
     if skipped:
         return Finding(Verdict.NOT_RUN, "left out on request (--skip)")
@@ -234,11 +242,11 @@ def _finding(row: Requirement, watch: Watch, site: Site | None, *, skipped: bool
         return Finding(Verdict.NOT_RUN, missing)
     others = [p for p in row.probes if p.name != REACH.name]
     if site in watch.dead and others:
-        return Finding(Verdict.NOT_RUN, f"the port does not answer (GEN-NET-01, GEN-BAN-01): {watch.dead[site]}")
+        return _blocked(watch, f"the port does not answer: {watch.dead[site]}", "GEN-NET-01", "GEN-BAN-01")
     seen = Seen(watch.target, site, watch.observations)
     try:
         if row.needs_tls and site is not None and not has_tls(seen):
-            return Finding(Verdict.NOT_RUN, "no TLS handshake succeeded on this port (TLS-VER-01, TLS-VER-02)")
+            return _blocked(watch, "no TLS handshake succeeded on this port", "TLS-VER-01", "TLS-VER-02")
         return row.check(seen)
     except NotObserved as error:
         verdict = Verdict.NOT_RUN if error.failed.failure is Failure.NOT_TRIED else Verdict.INCONCLUSIVE

@@ -1,4 +1,4 @@
-"""`make deploy` against one shell script that does the same by hand (floor.sh), and the second deploy against the first.
+"""`make deploy` against a shell script that does the same by hand (floor.sh), and the second deploy against the first.
 
     python tests/bench/bench_deploy.py
 

@@ -105,10 +105,11 @@ def test_a_table_that_does_not_match_its_source_is_compiled_again(fresh: Bare) -
 def test_a_run_cut_off_before_the_restart_is_made_good(fresh: Bare) -> None:
     started = "systemctl show -P ExecMainStartTimestampMonotonic dovecot"
     before = fresh.text(started)
-    # As the first run left it, but for the restart that did not happen any more.
-    fresh.ssh("cd /etc/dovecot && cp -p dovecot.conf x && mv x dovecot.conf")
-    assert fresh.play().changed == 1
+    # As the first run left it, but for the restart that did not happen any more; and a socket of Dovecot's defaults.
+    fresh.ssh("cd /etc/dovecot && cp -p dovecot.conf x && mv x dovecot.conf; touch /run/dovecot/anvil-auth-penalty")
+    assert fresh.play().changed == 2
     assert fresh.text(started) != before
+    assert fresh.text("ls /run/dovecot/anvil-auth-penalty 2>/dev/null || true") == ""
     assert fresh.play().changed == 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,9 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
+
+# A shell starts background jobs with SIGINT ignored, and children inherit that; tests of Ctrl-C need it as on a terminal.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 from environments import Environment
 

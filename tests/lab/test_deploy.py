@@ -171,7 +171,6 @@ def test_ctrl_c_ends_in_good_order(own: Environment, stage: str, seconds: float)
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler) and None,
     ) as process:
         assert process.stderr is not None
         for line in process.stderr:

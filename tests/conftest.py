@@ -12,10 +12,11 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-# A shell starts background jobs with SIGINT ignored, and children inherit that; tests of Ctrl-C need it as on a terminal.
-signal.signal(signal.SIGINT, signal.default_int_handler)
-
 from environments import Environment
+
+# A shell starts background jobs with SIGINT ignored, and children inherit it;
+# tests of Ctrl-C need it as on a terminal.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _server(directory: Path, release: int) -> Iterator[Environment]:

@@ -38,7 +38,7 @@ def main() -> None:
         environment = Environment(directory / "bench")
         try:
             begun = time.monotonic()
-            first = environment.gatepost("deploy").stdout
+            first = environment.gatepost("deploy").stderr
             whole = time.monotonic() - begun
             begun = time.monotonic()
             environment.gatepost("deploy")

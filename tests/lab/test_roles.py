@@ -22,7 +22,7 @@ CONFIGURATION = (
 )
 
 
-@pytest.fixture(scope="module", params=[13, pytest.param(12, marks=pytest.mark.full)])
+@pytest.fixture(scope="module", params=[13, 12])
 def fresh(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bare]:
     """A machine without any of our packages; the tests below run over it in the order in which they stand."""
     with Bare(tmp_path_factory.mktemp("bare"), request.param) as machine:

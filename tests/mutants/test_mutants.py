@@ -65,9 +65,9 @@ class Patient:
         )
 
 
-@pytest.fixture(scope="module")
-def patient(server13: Environment, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Patient]:
-    patient = Patient(server13, tmp_path_factory.mktemp("certificates"))
+@pytest.fixture(scope="module", params=["server13", pytest.param("server12", marks=pytest.mark.full)])
+def patient(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Patient]:
+    patient = Patient(request.getfixturevalue(request.param), tmp_path_factory.mktemp("certificates"))
     yield patient
     patient.heal()
     patient.server.ssh(f"rm -rf {CERTS} /root/kept.tar")

@@ -14,9 +14,19 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from environments import Environment
 
+from gatepost import terraform, toolchain
+
 # A shell starts background jobs with SIGINT ignored, and children inherit it;
 # tests of Ctrl-C need it as on a terminal.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_sessionstart() -> None:
+    """See to it that `make test` works on a machine where nothing was installed yet."""
+    if os.geteuid() == 0:
+        toolchain.require(toolchain.LAB, print)
+    found = terraform.find(print)
+    os.environ["PATH"] += f"{os.pathsep}{found.path.parent}"
 
 
 def _server(directory: Path, release: int) -> Iterator[Environment]:

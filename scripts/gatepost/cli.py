@@ -301,8 +301,9 @@ def check(inventory: Path, listeners: Path | None, verbose: bool, pytest_argumen
 
     loaded = settings.load(inventory)
     table = verification.table_of(loaded.directory, listeners, hosts.read(loaded))
+    tests = environment.CHECKOUT / "tests/testinfra"
     command = [
-        *(sys.executable, "-m", "pytest", str(environment.CHECKOUT / "tests/testinfra"), "-p", "no:cacheprovider"),
+        *(sys.executable, "-m", "pytest", str(tests), f"--confcutdir={tests}", "-p", "no:cacheprovider"),
         f"--hosts=ansible://{hosts.GROUP}",
         f"--ansible-inventory={loaded.hosts_file}",
         *pytest_arguments,

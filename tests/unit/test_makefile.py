@@ -15,7 +15,9 @@ from gatepost.environment import CHECKOUT
 
 TARGETS = {"deploy", "plan", "converge", "verify", "check", "destroy", "ssh", "info"}
 OTHERS = {"help", "test", "test-full", "lint", "clean", "venv"}
-BARE = {name: value for name, value in os.environ.items() if name not in ("INVENTORY", "LISTENERS", "V", "MAKEFLAGS")}
+# Not what a surrounding make (`make test`) hands down.
+OUTER = ("INVENTORY", "LISTENERS", "V", "MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES")
+BARE = {name: value for name, value in os.environ.items() if name not in OUTER}
 
 
 def make(*arguments: str, cwd: Path = CHECKOUT, **env: str) -> subprocess.CompletedProcess[str]:

@@ -452,7 +452,10 @@ def _end_processes(name: str) -> None:
             next_step="A process that waits for a disk cannot be killed; look at it, then destroy again.",
         )
     for kind in ("propagate", "unix-export"):
-        shutil.rmtree(Path("/run/systemd/nspawn", kind, f"gatepost-{name}"), ignore_errors=True)
+        directory = Path("/run/systemd/nspawn", kind, f"gatepost-{name}")
+        if os.path.ismount(directory):  # systemd 256 and later mount a tmpfs there, and refuse to start over an old one
+            host.run("umount", str(directory))
+        shutil.rmtree(directory, ignore_errors=True)
     with contextlib.suppress(OSError):
         status = root_of(name).stat()
         Path("/run/systemd/nspawn/locks", f"inode-{status.st_dev}:{status.st_ino}").unlink(missing_ok=True)

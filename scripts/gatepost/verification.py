@@ -107,12 +107,13 @@ def judge(
     *,
     only: Collection[str] = (),
     skip: Collection[str] = (),
+    allowed: Collection[str] = (),
     progress: Callable[[int, int], None] | None = None,
 ) -> Report:
     """Run the checks. Ctrl-C gives a partial report."""
     from gatepost.verify import runner
 
-    return runner.run(target, only=only, skip=skip, progress=progress)
+    return runner.run(target, only=only, skip=skip, allowed=allowed, progress=progress)
 
 
 def write_html(report: Report, path: Path) -> None:

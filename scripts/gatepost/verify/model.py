@@ -52,6 +52,17 @@ class Account:
 
 
 @dataclass(frozen=True, slots=True)
+class Login:
+    """A host that one can log in to with OpenSSH: the server itself, or any other (`--via ssh://[USER@]HOST[:PORT]`).
+
+    Nothing is installed or changed there but the removal of our own test messages.
+    """
+
+    url: str  # as given, and as shown in reports
+    command: tuple[str, ...]  # the whole ssh(1) command line in front of what is to be run there
+
+
+@dataclass(frozen=True, slots=True)
 class Target:
     """The server to judge and what the caller knows of it."""
 
@@ -66,6 +77,11 @@ class Target:
     ca_file: Path | None = None  # None: the system's trust store
     lab: bool = False  # a machine of the local lab: real credentials may be shown to it in clear
     source_addresses: tuple[str, ...] = ()  # bind to the one of the connection's family before connecting
+    limit_addresses: tuple[str, ...] = ()  # the same for the checks of limits, which spoil an address for a minute
+    via: Login | None = None  # second vantage point; where it is the server itself, mail is read back there
+    sink: str | None = None  # an address of this computer to which mail for the outside domain is delivered, port 25
+    slow: bool = False  # checks that take long or cost many failed logins were asked for
+    limits: bool = False  # checks that run into the server's limits were asked for
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +124,41 @@ class Result:
     transcript: tuple[Line, ...] = ()
 
 
+class Layer(enum.StrEnum):
+    """What stops a connection, from the daemon outwards."""
+
+    DAEMON = "the daemon does not listen"
+    HOST_FIREWALL = "the host's firewall"
+    CLOUD_FIREWALL = "a firewall in front of the host"
+    OWN_NETWORK = "the network you are in"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """What one vantage point sees of one port."""
+
+    vantage: str  # "here", or the login's URL
+    listener: str
+    port: int
+    address: str
+    reached: bool
+    found: str  # the greeting, or how the connection failed
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnosis:
+    """Why one port cannot be reached from here. `found` says by what this is known."""
+
+    listener: str
+    port: int
+    address: str
+    layer: Layer
+    found: str
+    remedy: str
+
+
 @dataclass(frozen=True, slots=True)
 class Report:
     """A whole run. `interrupted` marks a partial one."""
@@ -118,6 +169,11 @@ class Report:
     results: tuple[Result, ...]
     gatepost_version: str
     interrupted: bool = False
+    only: tuple[str, ...] = ()  # ids asked for; none: all
+    skipped: tuple[str, ...] = ()  # ids left out on request
+    allowed: tuple[str, ...] = ()  # ids that may be inconclusive without changing the exit code
+    sights: tuple[Sight, ...] = ()
+    diagnoses: tuple[Diagnosis, ...] = ()
 
     def of(self, verdict: Verdict, severity: Severity | None = None) -> tuple[Result, ...]:
         """Return the results with this verdict, and severity where given."""
@@ -128,6 +184,7 @@ class Report:
         """Return the exit code that this report means."""
         if self.of(Verdict.FAIL, Severity.MUST):
             return ExitCode.FAILED
-        if self.interrupted or self.of(Verdict.INCONCLUSIVE, Severity.MUST):
+        unknown = self.of(Verdict.INCONCLUSIVE, Severity.MUST)
+        if self.interrupted or any(result.id not in self.allowed for result in unknown):
             return ExitCode.INCONCLUSIVE
         return ExitCode.PASSED

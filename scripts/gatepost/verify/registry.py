@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
 
 from gatepost.listeners import Listener
 from gatepost.verify.model import Finding, Severity, Target, Verdict
-from gatepost.verify.wire.probe import Failed, Probe, Site
+from gatepost.verify.wire.probe import Failed, Phase, Probe, Site
 
 T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+Key = tuple[str, str, str]  # listener, address, probe; the first two are empty for a ServerProbe
 
 
 class Scope(enum.Enum):
@@ -57,6 +59,10 @@ class Need(enum.Flag):
     SECOND_ACCOUNT = enum.auto()
     ALIAS = enum.auto()
     LOGIN = enum.auto()  # an account, but only on submission listeners: on a relay there is nothing to log in to
+    VIA = enum.auto()  # a login at a host by SSH
+    SINK = enum.auto()
+    SLOW = enum.auto()
+    LIMITS = enum.auto()
 
     def missing(self, target: Target, listener: Listener | None = None) -> str:
         """Return why this cannot be judged, as a reason for people; empty when everything is there."""
@@ -68,8 +74,27 @@ class Need(enum.Flag):
             (Need.LOGIN, account or not (listener and listener.is_submission), "no account was given (--account)"),
             (Need.SECOND_ACCOUNT, len(target.accounts) >= 2, "no second account was given (--second-account)"),
             (Need.ALIAS, any(a.alias for a in target.accounts[:1]), "the account has no second address to send as"),
+            (Need.VIA, target.via is not None, "no login at the server was given (--via)"),
+            (Need.SINK, target.sink is not None, "no sink for the outside domain's mail was given (--sink)"),
+            (Need.SLOW, target.slow, "only with --slow"),
+            (Need.LIMITS, target.limits, "only with --limits"),
         )
         return next((why for need, there, why in wanted if need in self and not there), "")
+
+
+@dataclass(frozen=True)
+class ServerProbe(Generic[T_co]):
+    """A named way to look at the server as a whole, once per run: by its login, or at what the other probes saw.
+
+    `run` is given what was seen so far (`Seen` without a site) and raises WireError when it cannot look. It is run only
+    when the target has what `needs` says.
+    """
+
+    name: str
+    run: Callable[[Seen], T_co] = field(compare=False)
+    needs: Need = field(default=Need.NOTHING, compare=False)
+    phase: Phase = field(default=Phase.AFTER, compare=False)
+    about: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,19 +108,18 @@ class Seen:
 
     target: Target
     site: Site | None  # None for requirements of the whole server
-    observations: Mapping[tuple[str, str, str], Any]
+    observations: Mapping[Key, Any]
 
-    def __getitem__(self, probe: Probe[T]) -> T:
+    def __getitem__(self, probe: Probe[T] | ServerProbe[T]) -> T:
         result = self.attempt(probe)
         if isinstance(result, Failed):
             raise NotObserved(result)
         return result
 
-    def attempt(self, probe: Probe[T]) -> T | Failed:
+    def attempt(self, probe: Probe[T] | ServerProbe[T]) -> T | Failed:
         """Return the observation, or how the probe failed."""
-        assert self.site is not None
         try:
-            found: T | Failed = self.observations[(self.site.listener.name, self.site.address, probe.name)]
+            found: T | Failed = self.observations[key(self.site, probe)]
         except KeyError:
             raise Unobserved(probe.name) from None
         return found
@@ -115,6 +139,14 @@ class Seen:
         """Return the site of a requirement that has one."""
         assert self.site is not None
         return self.site
+
+
+def key(site: Site | None, probe: Probe[Any] | ServerProbe[Any]) -> Key:
+    """Return under what an observation is kept."""
+    if isinstance(probe, ServerProbe):
+        return ("", "", probe.name)
+    assert site is not None
+    return (site.listener.name, site.address, probe.name)
 
 
 class Unobserved(Exception):
@@ -143,7 +175,7 @@ class Requirement:
     expected: str
     remedy: str
     source: str
-    probes: tuple[Probe[Any], ...]
+    probes: tuple[Probe[Any] | ServerProbe[Any], ...]
     check: Callable[[Seen], Finding]
     severity: Severity = Severity.MUST
     needs: Need = Need.NOTHING

@@ -2,8 +2,9 @@
 
 Order of things: each port is looked at once (reachable? does it greet?), so that a dead or silent one costs its own
 deadline and nothing else (VER-03, VER-06). Then every probe that some asked-for requirement needs runs once per site,
-at most `PER_PORT` connections to a port and `IN_ALL` altogether. Credentials wait until the certificate of their site
-is judged good.
+at most `PER_PORT` connections to a port and `IN_ALL` altogether, phase by phase (:class:`Phase`): what looks at what
+others left there waits for them, and limits come last, from an address of their own. Credentials wait until the
+certificate of their site is judged good.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -21,12 +23,21 @@ from gatepost.verify.checks import certificate
 from gatepost.verify.checks.certificate import CERTIFICATE
 from gatepost.verify.checks.tls import VERSIONS, has_tls
 from gatepost.verify.model import Finding, Report, Result, Target, Verdict
-from gatepost.verify.registry import NotObserved, Requirement, Scope, Seen, Unobserved, requirements
-from gatepost.verify.wire.probe import Failed, Probe, Site
+from gatepost.verify.registry import (
+    Key,
+    NotObserved,
+    Requirement,
+    Scope,
+    Seen,
+    ServerProbe,
+    Unobserved,
+    key,
+    requirements,
+)
+from gatepost.verify.wire.probe import Failed, Phase, Probe, Site
 from gatepost.verify.wire.reach import REACH
 from gatepost.verify.wire.session import Failure, WireError
 
-Key = tuple[str, str, str]  # listener, address, probe
 PER_PORT = 8
 IN_ALL = 24
 SILENCES = 2  # a port that let this many probes time out at its greeting has gone silent: the rest is not tried
@@ -35,15 +46,20 @@ Progress = Callable[[int, int], None]  # probes done, probes in all
 
 
 def run(
-    target: Target, *, only: Collection[str] = (), skip: Collection[str] = (), progress: Progress | None = None
+    target: Target,
+    *,
+    only: Collection[str] = (),
+    skip: Collection[str] = (),
+    allowed: Collection[str] = (),
+    progress: Progress | None = None,
 ) -> Report:
-    """Judge the target and return the report; `only` and `skip` take requirement ids.
+    """Judge the target and return the report; `only`, `skip` and `allowed` (to be inconclusive) take requirement ids.
 
     KeyboardInterrupt ends the run early with a partial report (`interrupted`). Raises GatepostError for an unknown id.
     """
     started, began = datetime.now(UTC), time.monotonic()
     rows = requirements()
-    unknown = sorted({*only, *skip} - {row.id for row in rows})
+    unknown = sorted({*only, *skip, *allowed} - {row.id for row in rows})
     if unknown:
         raise GatepostError(
             f"no such requirement: {', '.join(unknown)}",
@@ -66,6 +82,9 @@ def run(
         results=tuple(results),
         gatepost_version=gatepost.__version__,
         interrupted=interrupted,
+        only=tuple(only),
+        skipped=tuple(skip),
+        allowed=tuple(allowed),
     )
 
 
@@ -96,13 +115,16 @@ class Watch:
             reached = {s: pools[s.listener.port].submit(self._observe, s, REACH) for s in self.sites}
             for site, future in reached.items():
                 future.result()
-                found = self.observations[_key(site, REACH)]
+                found = self.observations[key(site, REACH)]
                 why = str(found) if isinstance(found, Failed) else found.dead
                 if why:
                     self.dead[site] = why
-            futures = [f for site in self.sites for f in self._start(site, rows, pools[site.listener.port])]
-            for future in futures:
-                future.result()
+            for phase in Phase:
+                futures = [f for s in self.sites for f in self._start(s, rows, pools[s.listener.port], phase)]
+                # Of the server as a whole; some pool has to run them, and the first is as good as any.
+                futures += self._start_server(rows, next(iter(pools.values())), phase)
+                for future in futures:
+                    future.result()
         finally:
             with self._lock:
                 self.cancelled.set()
@@ -115,14 +137,31 @@ class Watch:
         living = [s for s in same if s not in self.dead]
         return site == (living or same)[0]
 
-    def _start(self, site: Site, rows: Collection[Requirement], pool: ThreadPoolExecutor) -> list[Future[None]]:
+    def _start_server(
+        self, rows: Collection[Requirement], pool: ThreadPoolExecutor, phase: Phase
+    ) -> list[Future[None]]:
+        probes = {
+            p.name: p
+            for row in rows
+            for p in row.probes
+            if isinstance(p, ServerProbe) and p.phase is phase and not (row.needs | p.needs).missing(self.target)
+        }
+        futures = [pool.submit(self._observe_server, probe) for probe in probes.values()]
+        with self._lock:
+            self._all += len(futures)
+        return futures
+
+    def _start(
+        self, site: Site, rows: Collection[Requirement], pool: ThreadPoolExecutor, phase: Phase
+    ) -> list[Future[None]]:
         if site in self.dead:
             return []
-        probes = {p.name: p for row in rows for p in self._probes_at(row, site)}
+        probes = {p.name: p for row in rows for p in self._probes_at(row, site) if p.phase is phase}
         probes.pop(REACH.name, None)
         futures: list[Future[None]] = []
         trusted: Future[None] | None = None
-        if any(p.account_at(site) is not None for p in probes.values()):
+        seen = key(site, CERTIFICATE) in self.observations
+        if any(p.account_at(site) is not None for p in probes.values()) and not seen:
             probes.pop(CERTIFICATE.name, None)
             trusted = pool.submit(self._observe, site, CERTIFICATE)
             futures.append(trusted)
@@ -144,20 +183,35 @@ class Watch:
         ):
             return ()
         probes = (*row.probes, VERSIONS) if row.needs_tls else row.probes
-        return tuple(p for p in probes if not p.once or self.chosen(site))
+        return tuple(p for p in probes if isinstance(p, Probe) and (not p.once or self.chosen(site)))
+
+    def _observe_server(self, probe: ServerProbe[Any]) -> None:
+        self._keep(None, probe, lambda: probe.run(Seen(self.target, None, dict(self.observations))))
 
     def _observe(self, site: Site, probe: Probe[Any], trusted: Future[None] | None = None) -> None:
+        def look() -> Any:
+            if trusted is not None:
+                trusted.result()
+            return self._not_now(site, probe) or probe.run(self._from_where(site, probe))
+
+        self._keep(site, probe, look)
+
+    def _from_where(self, site: Site, probe: Probe[Any]) -> Site:
+        if probe.phase is not Phase.LAST or not self.target.limit_addresses:
+            return site
+        return replace(site, target=replace(self.target, source_addresses=self.target.limit_addresses))
+
+    def _keep(self, site: Site | None, probe: Probe[Any] | ServerProbe[Any], look: Callable[[], Any]) -> None:
+        """Keep what `look` returns, or how it failed, as what `probe` saw."""
         began = time.monotonic()
         if self.cancelled.is_set():
             return
         result: Any
         try:
-            if trusted is not None:
-                trusted.result()
-            result = self._not_now(site, probe) or probe.run(site)
+            result = look()
         except WireError as error:
             result = Failed(error.failure, error.detail, error.transcript)
-            if error.failure is Failure.TIMED_OUT:
+            if error.failure is Failure.TIMED_OUT and site is not None:
                 with self._lock:
                     self._silences[site] = self._silences.get(site, 0) + 1
         except Exception as error:  # a mistake of ours in one probe costs its own checks, not the run
@@ -165,8 +219,8 @@ class Watch:
         with self._lock:
             if self.cancelled.is_set():  # too late: the report is being made
                 return
-            self.observations[_key(site, probe)] = result
-            self.seconds[_key(site, probe)] = time.monotonic() - began
+            self.observations[key(site, probe)] = result
+            self.seconds[key(site, probe)] = time.monotonic() - began
             self._done += 1
             if self.progress is not None:
                 self.progress(self._done, max(self._all, self._done))
@@ -195,10 +249,6 @@ class Watch:
         return ""
 
 
-def _key(site: Site, probe: Probe[Any]) -> Key:
-    return (site.listener.name, site.address, probe.name)
-
-
 def _results(row: Requirement, watch: Watch, *, skipped: bool) -> Iterator[Result]:
     if row.scope is Scope.SERVER:
         yield _result(row, watch, None, skipped=skipped)
@@ -210,7 +260,7 @@ def _results(row: Requirement, watch: Watch, *, skipped: bool) -> Iterator[Resul
 
 def _result(row: Requirement, watch: Watch, site: Site | None, *, skipped: bool) -> Result:
     finding = _finding(row, watch, site, skipped=skipped)
-    keys = [_key(site, p) for p in row.probes] if site else []
+    keys = [key(site, p) for p in row.probes if site or isinstance(p, ServerProbe)]
     return Result(
         id=row.id,
         listener=site.listener.name if site else None,

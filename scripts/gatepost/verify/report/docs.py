@@ -13,7 +13,7 @@ from typing import Any
 
 from gatepost.listeners import Listener
 from gatepost.verify.model import Account, Severity, Target
-from gatepost.verify.registry import Need, Requirement, requirements
+from gatepost.verify.registry import Need, Requirement, ServerProbe, requirements
 from gatepost.verify.wire.probe import Probe, Send, Site
 
 _HEAD = """\
@@ -50,6 +50,10 @@ _NEEDS = {
     Need.ACCOUNT: "an account",
     Need.SECOND_ACCOUNT: "a second account",
     Need.ALIAS: "an alias of the first account",
+    Need.VIA: "a login at the server (`--via`)",
+    Need.SINK: "a sink for the outside domain's mail (`--sink`)",
+    Need.SLOW: "`--slow`",
+    Need.LIMITS: "`--limits`",
 }
 
 
@@ -77,15 +81,15 @@ def _row(row: Requirement) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _probe(probe: Probe[Any]) -> str:
+def _probe(probe: Probe[Any] | ServerProbe[Any]) -> str:
     about = probe.about or (inspect.getdoc(probe.run) or "").split("\n\n")[0]
     text = f"## Probe {probe.name}\n\n{' '.join(about.split())}\n"
     commands = list(_commands(probe))
     return text + "\n```\n" + "\n".join(commands) + "\n```\n" if commands else text
 
 
-def _commands(probe: Probe[Any]) -> Iterator[str]:
-    for this in probe.cases(_SITE) if probe.cases else ():
+def _commands(probe: Probe[Any] | ServerProbe[Any]) -> Iterator[str]:
+    for this in probe.cases(_SITE) if isinstance(probe, Probe) and probe.cases else ():
         yield " ⏎ ".join(_shown(send) for send in this.sends)
 
 

@@ -7,6 +7,7 @@ meeting the server's error limits.
 
 from __future__ import annotations
 
+import enum
 import re
 import socket
 import threading
@@ -94,6 +95,14 @@ def _own_name() -> str:
     return name if "." in name and not name.endswith((".localdomain", ".arpa")) else "client.example.net"
 
 
+class Phase(enum.IntEnum):
+    """When a probe runs: every phase ends before the next begins."""
+
+    MAIN = 0
+    AFTER = 1  # looks at what MAIN left on the server: reads delivered messages back, and removes them
+    LAST = 2  # runs into the server's limits
+
+
 @dataclass(frozen=True)
 class Probe(Generic[T_co]):
     """A named way to look at a site. Compared by name; names are unique.
@@ -108,6 +117,7 @@ class Probe(Generic[T_co]):
     account: int | None = field(default=None, compare=False)
     slow: bool = field(default=False, compare=False)
     once: bool = field(default=False, compare=False)
+    phase: Phase = field(default=Phase.MAIN, compare=False)
     about: str = field(default="", compare=False)
     cases: Callable[[Site], Iterable[Case]] | None = field(default=None, compare=False)
 

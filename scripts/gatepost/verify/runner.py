@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -38,8 +38,8 @@ from gatepost.verify.wire.probe import Failed, Phase, Probe, Site
 from gatepost.verify.wire.reach import REACH
 from gatepost.verify.wire.session import Failure, WireError
 
-PER_PORT = 8
-IN_ALL = 24
+PER_PORT = 10
+IN_ALL = 40
 SILENCES = 2  # a port that let this many probes time out at its greeting has gone silent: the rest is not tried
 
 Progress = Callable[[int, int], None]  # probes done, probes in all
@@ -120,7 +120,7 @@ class Watch:
                 if why:
                     self.dead[site] = why
             for phase in Phase:
-                futures = [f for s in self.sites for f in self._start(s, rows, pools[s.listener.port], phase)]
+                futures = self._start(rows, pools, phase)
                 # Of the server as a whole; some pool has to run them, and the first is as good as any.
                 futures += self._start_server(rows, next(iter(pools.values())), phase)
                 for future in futures:
@@ -152,25 +152,26 @@ class Watch:
         return futures
 
     def _start(
-        self, site: Site, rows: Collection[Requirement], pool: ThreadPoolExecutor, phase: Phase
+        self, rows: Collection[Requirement], pools: Mapping[int, ThreadPoolExecutor], phase: Phase
     ) -> list[Future[None]]:
-        if site in self.dead:
-            return []
-        probes = {p.name: p for row in rows for p in self._probes_at(row, site) if p.phase is phase}
-        probes.pop(REACH.name, None)
+        due: list[tuple[Site, Probe[Any], Future[None] | None]] = []
         futures: list[Future[None]] = []
-        trusted: Future[None] | None = None
-        seen = key(site, CERTIFICATE) in self.observations
-        if any(p.account_at(site) is not None for p in probes.values()) and not seen:
-            probes.pop(CERTIFICATE.name, None)
-            trusted = pool.submit(self._observe, site, CERTIFICATE)
-            futures.append(trusted)
+        for site in self.sites:
+            if site in self.dead:
+                continue
+            probes = {p.name: p for row in rows for p in self._probes_at(row, site) if p.phase is phase}
+            probes.pop(REACH.name, None)
+            trusted: Future[None] | None = None
+            log_in = any(p.account_at(site) is not None for p in probes.values())
+            if log_in and key(site, CERTIFICATE) not in self.observations:
+                probes.pop(CERTIFICATE.name, None)
+                trusted = pools[site.listener.port].submit(self._observe, site, CERTIFICATE)
+                futures.append(trusted)
+            due += [(site, p, trusted if p.account_at(site) is not None else None) for p in probes.values()]
         # Slow ones first, so that their waiting is filled. Those that log in wait for `trusted`, submitted before
         # them to the same pool, so that it is running or done by then.
-        for probe in sorted(probes.values(), key=lambda p: not p.slow):
-            futures.append(
-                pool.submit(self._observe, site, probe, trusted if probe.account_at(site) is not None else None)
-            )
+        for site, probe, trusted in sorted(due, key=lambda d: not d[1].slow):
+            futures.append(pools[site.listener.port].submit(self._observe, site, probe, trusted))
         with self._lock:
             self._all += len(futures)
         return futures

@@ -78,8 +78,8 @@ class Target:
     lab: bool = False  # a machine of the local lab: real credentials may be shown to it in clear
     source_addresses: tuple[str, ...] = ()  # bind to the one of the connection's family before connecting
     limit_addresses: tuple[str, ...] = ()  # the same for the checks of limits, which spoil an address for a minute
-    via: Login | None = None  # second vantage point; where it is the server itself, mail is read back there
-    sink: str | None = None  # an address of this computer to which mail for the outside domain is delivered, port 25
+    via: tuple[Login, ...] = ()  # further vantage points; where one is the server itself, mail is read back there
+    sink: tuple[str, ...] = ()  # addresses of this computer to which the outside domain's mail is delivered, port 25
     slow: bool = False  # checks that take long or cost many failed logins were asked for
     limits: bool = False  # checks that run into the server's limits were asked for
 

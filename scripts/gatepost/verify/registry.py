@@ -74,8 +74,8 @@ class Need(enum.Flag):
             (Need.LOGIN, account or not (listener and listener.is_submission), "no account was given (--account)"),
             (Need.SECOND_ACCOUNT, len(target.accounts) >= 2, "no second account was given (--second-account)"),
             (Need.ALIAS, any(a.alias for a in target.accounts[:1]), "the account has no second address to send as"),
-            (Need.VIA, target.via is not None, "no login at the server was given (--via)"),
-            (Need.SINK, target.sink is not None, "no sink for the outside domain's mail was given (--sink)"),
+            (Need.VIA, bool(target.via), "no login at the server was given (--via)"),
+            (Need.SINK, bool(target.sink), "no sink for the outside domain's mail was given (--sink)"),
             (Need.SLOW, target.slow, "only with --slow"),
             (Need.LIMITS, target.limits, "only with --limits"),
         )

@@ -208,7 +208,17 @@ def requirements() -> tuple[Requirement, ...]:
 
     Imports the checks, and with them ssl and cryptography, only when called.
     """
-    from gatepost.verify.checks import certificate, general, implicit, relay, submission, tls, verifier
+    from gatepost.verify.checks import (
+        certificate,
+        delivery,
+        general,
+        implicit,
+        injection,
+        relay,
+        submission,
+        tls,
+        verifier,
+    )
 
     return (
         *verifier.REQUIREMENTS,
@@ -216,6 +226,9 @@ def requirements() -> tuple[Requirement, ...]:
         *tls.REQUIREMENTS,
         *certificate.REQUIREMENTS,
         *relay.REQUIREMENTS,
+        *injection.POSTSCREEN,
         *submission.REQUIREMENTS,
         *implicit.REQUIREMENTS,
+        *injection.REQUIREMENTS,
+        *delivery.REQUIREMENTS,
     )

@@ -11,6 +11,7 @@ from functools import cache
 from gatepost.verify.checks.answers import acceptance, extensions, judge, refusal, together
 from gatepost.verify.model import Finding, Verdict
 from gatepost.verify.registry import Need, NotObserved, Requirement, Scope, Seen, failed, inconclusive, passed
+from gatepost.verify.wire.injection import HOPS, looping
 from gatepost.verify.wire.probe import (
     ERRORS_PER_CONNECTION,
     Case,
@@ -396,6 +397,119 @@ def takes_tagged(seen: Seen) -> Finding:
     return taken(_to(seen, sender(seen.here), _tagged(seen.here)))
 
 
+# -- Strictness --------------------------------------------------------------------------------------------------------
+
+
+def colleague(site: Site) -> str:
+    """Return V: somebody else who gets mail here. Without a second account that is postmaster."""
+    others = (a.address for a in site.target.accounts if a.address.rpartition("@")[2].lower() in site.target.domains)
+    return next((address for address in others if address != recipient(site)), f"postmaster@{site.domain}")
+
+
+_UNQUALIFIED = ("gatepost-probe", "gatepost-probe@gatepost")
+_BAD_NAMES = ("gatepost", "bad_!name.example")
+
+
+@cache
+def _no_domain() -> str:
+    return f"gatepost-no-such-domain-{secrets.token_hex(4)}.invalid"  # RFC 2606 §2: never resolves
+
+
+def _strict(site: Site) -> Iterator[Case]:
+    ours, theirs = f"<{sender(site)}>", f"<{recipient(site)}>"
+    yield envelope(theirs, f"<{colleague(site)}>")
+    for address in (*_UNQUALIFIED, f"gatepost-probe@{_no_domain()}"):
+        yield envelope(f"<{address}>", theirs)
+    yield envelope(sender(site), theirs)
+    # 354 ends this connection without an end of data: nothing is delivered.
+    yield case(
+        "bounce to two",
+        Send("MAIL FROM:<>", vital=True),
+        Send(f"RCPT TO:{theirs}", vital=True),
+        Send(f"RCPT TO:<{colleague(site)}>", vital=True),
+        "DATA",
+    )
+    for name in _BAD_NAMES:  # last: the name stays for the rest of the connection
+        yield _helo(f"as {name}", name, ours, theirs)
+
+
+STRICT = dialogue("receive-strict", _strict, tls=False)
+
+
+def _strictly(seen: Seen, mail_from: str, rcpt_to: str) -> Told:
+    return to(seen[STRICT], mail_from, f"<{rcpt_to}>")
+
+
+def own_domain_is_not_forged(seen: Seen) -> Finding:
+    """MX-RCV-08."""
+    site = seen.here
+    return refusal(_strictly(seen, f"<{recipient(site)}>", colleague(site)))
+
+
+def sender_is_qualified(seen: Seen) -> Finding:
+    """MX-RCV-09."""
+    return together(refusal(_strictly(seen, f"<{address}>", recipient(seen.here))) for address in _UNQUALIFIED)
+
+
+def name_is_valid(seen: Seen) -> Finding:
+    """MX-RCV-10: of the syntax only; a name that is not the client's must not be held against it (RFC 5321 §4.1.4)."""
+    return together(not_relayed(seen[STRICT][f"as {name}"]) for name in _BAD_NAMES)
+
+
+def sender_can_be_answered(seen: Seen) -> Finding:
+    """MX-RCV-11: 4xx will do here, for the server cannot know that its resolver is right."""
+    told = _strictly(seen, f"<gatepost-probe@{_no_domain()}>", recipient(seen.here))
+    known = _to(seen, sender(seen.here), recipient(seen.here))
+    if isinstance(known.last, Reply) and known.last.enhanced == "4.1.8":
+        return inconclusive(
+            f"it finds no domain at all, not even {seen.here.outside}: {known}", transcript=told.transcript
+        )
+    if isinstance(told.last, Reply) and 400 <= told.last.code < 500 and told.last.enhanced != "4.1.8":
+        return inconclusive(f"put off, but not for the sender's domain: {told}", transcript=told.transcript)
+    return judge(told, lambda reply: reply.code >= 400)
+
+
+def brackets_are_needed(seen: Seen) -> Finding:
+    """MX-RCV-12."""
+    return refusal(_strictly(seen, sender(seen.here), recipient(seen.here)))
+
+
+def bounce_has_one_recipient(seen: Seen) -> Finding:
+    """MX-RCV-13: refused at DATA, or at the second recipient."""
+    told = seen[STRICT]["bounce to two"]
+    if len(told.steps) < 3:
+        return inconclusive(
+            f"a bounce to one recipient is not taken either (MX-RCV-02): {told}", transcript=told.transcript
+        )
+    return refusal(told)
+
+
+def _loop(site: Site) -> Iterator[Case]:
+    yield case(
+        "loop",
+        Send("MAIL FROM:<>", vital=True),
+        Send(f"RCPT TO:<{recipient(site)}>", vital=True),
+        Send("DATA", vital=True),
+        Send(looping(site, "a message that loops") + b"\r\n.\r\n", timeout=20.0),
+    )
+
+
+LOOP = dialogue("message-that-loops", _loop, tls=False, once=True)
+
+
+def loop_ends(seen: Seen) -> Finding:
+    """MX-RCV-14: whether a message that was accepted is bounced later is not seen from outside."""
+    told = seen[LOOP]["loop"]
+    if len(told.steps) < 4:
+        return inconclusive(f"the message could not be sent: {told}", transcript=told.transcript)
+    said = Told(told.label, (Step(f"(a message with {HOPS} Received lines)", told.steps[-1].answers),), told.transcript)
+    if isinstance(said.last, Reply) and said.last.code == 250:
+        return inconclusive(
+            f"accepted; whether it bounces is not seen from outside: {said}", transcript=told.transcript
+        )
+    return refusal(said)
+
+
 # -- Rows --------------------------------------------------------------------------------------------------------------
 
 _RELAY_REMEDY = (
@@ -585,5 +699,88 @@ REQUIREMENTS = (
         probes=(RECEIVE,),
         check=takes_tagged,
         needs=_ENVELOPE | Need.ACCOUNT,
+    ),
+    Requirement(
+        id="MX-RCV-08",
+        scope=Scope.RELAY,
+        title="Nobody outside may use an address of this domain as sender",
+        expected="a 5xx reply to MAIL <U@DOM> and RCPT <V@DOM> without a login",
+        remedy="check_sender_access with your own domains → REJECT in smtpd_sender_restrictions, on the relay listener "
+        "only (our role: postfix_reject_own_senders). If mailing lists or forwarders elsewhere must send as your "
+        "domain, leave it off, and this requirement out with --skip MX-RCV-08.",
+        source="RFC 7489, Gatepost's policy",
+        probes=(STRICT,),
+        check=own_domain_is_not_forged,
+        needs=_ENVELOPE,
+    ),
+    Requirement(
+        id="MX-RCV-09",
+        scope=Scope.RELAY,
+        title="A sender needs a full domain name",
+        expected="a 5xx reply (504 5.5.2) to MAIL <gatepost-probe> and <gatepost-probe@gatepost>, or to RCPT behind it",
+        remedy="reject_non_fqdn_sender in smtpd_sender_restrictions.",
+        source="RFC 5321 §2.3.5",
+        probes=(STRICT,),
+        check=sender_is_qualified,
+        needs=_ENVELOPE,
+    ),
+    Requirement(
+        id="MX-RCV-10",
+        scope=Scope.RELAY,
+        title="A server that greets with no full name, or with a malformed one, is refused",
+        expected="a 5xx reply (504 5.5.2, 501 5.5.2) after EHLO gatepost, and after EHLO bad_!name.example, at RCPT at "
+        "the latest",
+        remedy="smtpd_helo_restrictions = reject_invalid_helo_hostname, reject_non_fqdn_helo_hostname; for syntax "
+        "only: never demand that the name is the client's.",
+        source="RFC 5321 §2.3.5, §4.1.1.1",
+        probes=(STRICT,),
+        check=name_is_valid,
+        needs=_ENVELOPE,
+    ),
+    Requirement(
+        id="MX-RCV-11",
+        scope=Scope.RELAY,
+        title="A sender whose domain does not exist is refused",
+        expected="450 4.1.8, or a 5xx reply, to a sender in a domain without A and MX record",
+        remedy="reject_unknown_sender_domain in smtpd_sender_restrictions, and a resolver that works. To such a sender "
+        "no bounce can be delivered.",
+        source="RFC 5321 §3.6",
+        probes=(STRICT, RECEIVE),
+        check=sender_can_be_answered,
+        needs=_ENVELOPE,
+    ),
+    Requirement(
+        id="MX-RCV-12",
+        scope=Scope.RELAY,
+        title="An address needs its angle brackets",
+        expected="a 5xx reply (501 5.1.7) to MAIL FROM:x@OUT",
+        remedy="strict_rfc821_envelopes = yes.",
+        source="RFC 5321 §4.1.2",
+        probes=(STRICT,),
+        check=brackets_are_needed,
+        needs=_ENVELOPE,
+    ),
+    Requirement(
+        id="MX-RCV-13",
+        scope=Scope.RELAY,
+        title="A bounce with several recipients is refused",
+        expected="a 5xx reply (550 5.5.3) to DATA, or to the second RCPT, after MAIL <>",
+        remedy="reject_multi_recipient_bounce in smtpd_data_restrictions (at RCPT it comes too early).",
+        source="RFC 5321 §6.1",
+        probes=(STRICT,),
+        check=bounce_has_one_recipient,
+        needs=_ENVELOPE,
+    ),
+    Requirement(
+        id="MX-RCV-14",
+        scope=Scope.RELAY,
+        title="A message that goes round in circles is stopped",
+        expected=f"a 5xx reply (554 5.4.0) at the end of a message with {HOPS} Received lines",
+        remedy="hopcount_limit = 50 (the default).",
+        source="RFC 5321 §6.3",
+        probes=(LOOP,),
+        check=loop_ends,
+        needs=Need.DOMAIN,
+        once=True,
     ),
 )

@@ -95,9 +95,11 @@ def _commands(probe: Probe[Any] | ServerProbe[Any]) -> Iterator[str]:
 
 def _shown(send: Send) -> str:
     text = send.data if isinstance(send.data, str) else repr(send.data)[2:-1]
+    if len(text) > 200:
+        text = f"{text[:60]} … {text[-60:]}"
     text = re.sub(r"(?i)^(AUTH \S+ )\S{2,}", r"\1…", text)
     # Invented for one run, and this machine's own address: neither may make this file change.
-    text = re.sub(r"no-such-user-[0-9a-f]+", "no-such-user-…", text)
+    text = re.sub(r"(no-such-\w+-)[0-9a-f]+", r"\1…", text)
     return text.replace(_SITE.own_literal, "[our address]") if "[" in text else text
 
 

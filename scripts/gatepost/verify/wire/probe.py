@@ -130,14 +130,15 @@ class Probe(Generic[T_co]):
 class Send:
     """One thing to send. A str is a line (CRLF added), bytes go as they are.
 
-    `quiet` None reads one reply; a number of seconds reads replies until the server is silent that long. `vital`: when
-    it is refused (4xx, 5xx), the rest of its case makes no sense and is left out.
+    `quiet` None reads `replies` replies; a number of seconds reads replies until the server is silent that long.
+    `vital`: when it is refused (4xx, 5xx), the rest of its case makes no sense and is left out.
     """
 
     data: str | bytes
     quiet: float | None = None
     timeout: float = 8.0
     vital: bool = False
+    replies: int = 1  # more, where `data` holds several commands
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +171,11 @@ class Step:
     def answer(self) -> Answer:
         """Return the first answer."""
         return self.answers[0] if self.answers else Ended(Failure.TIMED_OUT, "no reply")
+
+    @property
+    def is_data(self) -> bool:
+        """Whether the server now waits for a message."""
+        return any(isinstance(answer, Reply) and answer.code == 354 for answer in self.answers[-1:])
 
     def __str__(self) -> str:
         return f"{self.sent} → " + (" | ".join(map(str, self.answers)) or "silence")
@@ -243,10 +249,17 @@ _LIMIT = re.compile(r"(?i)\b(too many|too much|rate|limit)\b")
 
 
 def is_limit(answer: Answer) -> bool:
-    """Whether a reply means a limit of the server's: 421, or a 4xx that speaks of rate, "too many" or "too much"."""
+    """Whether a reply means a limit of the server's: 421, a 4xx that speaks of rate, "too many" or "too much", or that
+    of postscreen."""
     if not isinstance(answer, Reply):
         return False
-    return answer.code == 421 or (answer.code in (450, 451, 454) and _LIMIT.search(answer.text) is not None)
+    spoken = answer.code in (450, 451, 454) and _LIMIT.search(answer.text) is not None
+    return answer.code == 421 or spoken or is_put_off(answer)
+
+
+def is_put_off(answer: Answer) -> bool:
+    """Whether a reply is that of postscreen's deep tests: the client shall come again."""
+    return isinstance(answer, Reply) and answer.code == 450 and answer.enhanced == "4.3.2"
 
 
 def dialogue(
@@ -384,7 +397,7 @@ def tell_case(session: Session, this: Case, *, rset: bool = True) -> tuple[Told,
         session_sent = len(session.transcript)
         try:
             session.send(data)
-            answers = (session.reply(send.timeout),) if send.quiet is None else session.replies(send.quiet)
+            answers = _counted(session, send) if send.quiet is None else session.replies(send.quiet)
         except WireError as error:
             answers = (Ended(error.failure, error.detail),)
         shown = session.transcript[session_sent].text if len(session.transcript) > session_sent else "…"
@@ -394,12 +407,24 @@ def tell_case(session: Session, this: Case, *, rset: bool = True) -> tuple[Told,
         if not alive or ((this.stop_on_error or send.vital) and isinstance(last, Reply) and last.code >= 400):
             break
     transcript = session.transcript[before:]
+    if alive and rset and steps and steps[-1].is_data:
+        alive = False  # RSET would be content. What ends here, without an end of data, delivers nothing.
     if alive and rset:
         try:
             alive = session.command("RSET").code == 250
         except WireError:
             alive = False
     return Told(this.label, tuple(steps), transcript), alive
+
+
+def _counted(session: Session, send: Send) -> tuple[Answer, ...]:
+    answers: list[Answer] = [session.reply(send.timeout)]
+    while len(answers) < send.replies:
+        try:
+            answers.append(session.reply(send.timeout))
+        except WireError as error:
+            return (*answers, Ended(error.failure, error.detail))
+    return tuple(answers)
 
 
 def _again(site: Site, cases: tuple[Case, ...], label: str, **how: Any) -> Told:

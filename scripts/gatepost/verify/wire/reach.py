@@ -7,8 +7,10 @@ import time
 from dataclasses import dataclass
 
 from gatepost.verify.model import Line
-from gatepost.verify.wire.probe import Probe, Site
+from gatepost.verify.wire.probe import Probe, Site, is_put_off
 from gatepost.verify.wire.session import Answer, Ended, Failure, Reply, Session, WireError
+
+TEASER_SECONDS = 1.0  # longer than any network keeps two lines apart, shorter than postscreen_greet_wait (6 s, 2 s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +25,13 @@ class Reached:
     second: Answer | None  # greeting of a second connection while the first one stood; None: not tried
     transcript: tuple[Line, ...]
     implicit: bool
+    teased: float = 0.0  # seconds between the greeting's first line, `220-`, and its last
+    first_visit: tuple[Answer, ...] = ()  # to RCPT, behind a teaser; a second one where the first was 450 4.3.2
+
+    @property
+    def postscreen(self) -> bool:
+        """Whether the greeting came in two parts, as Postfix's postscreen(8) does for an address it does not know."""
+        return self.teased >= TEASER_SECONDS
 
     @property
     def dead(self) -> str:
@@ -39,7 +48,8 @@ class Reached:
 def reach(site: Site) -> Reached:
     """Connect, shake hands where TLS is implicit, read the greeting; then once more side by side.
 
-    Never raises WireError.
+    Behind a teaser a recipient is named, so that postscreen's deep tests, where they are on, defer this visit and not
+    a probe's (POSTSCREEN_README, "Tests after the 220 SMTP server greeting"). Never raises WireError.
     """
     began = time.monotonic()
     with Session(site) as session, Session(site) as another:
@@ -60,9 +70,44 @@ def reach(site: Site) -> Reached:
                 second = Ended(error.failure, error.detail)
             with contextlib.suppress(WireError):
                 more = session.read(0.02)
+        first_visit: tuple[Answer, ...] = ()
+        transcript = session.transcript
+        if session.teased >= TEASER_SECONDS:
+            first_visit, told = _first_visit(site)
+            transcript += told
         return Reached(
-            seconds, connected, session.tls, answer, more, second, session.transcript, site.listener.is_implicit
+            seconds,
+            connected,
+            session.tls,
+            answer,
+            more,
+            second,
+            transcript,
+            site.listener.is_implicit,
+            session.teased,
+            first_visit,
         )
+
+
+def _first_visit(site: Site) -> tuple[tuple[Answer, ...], tuple[Line, ...]]:
+    """Name a recipient; once more where the first visit is put off."""
+    answers: list[Answer] = []
+    transcript: tuple[Line, ...] = ()
+    host = site.target.domains[0] if site.target.domains else site.target.hostname
+    while len(answers) < 2 and (not answers or is_put_off(answers[-1])):
+        with Session(site) as session:
+            try:
+                session.open(tls=False)
+                session.command("MAIL FROM:<>")
+                answers.append(session.command(f"RCPT TO:<postmaster@{host}>"))
+                session.quit()
+            except WireError as error:
+                if not answers:
+                    answers.append(Ended(error.failure, error.detail))
+                transcript += session.transcript
+                break
+            transcript += session.transcript
+    return tuple(answers), transcript
 
 
 def _greeting(session: Session) -> Answer:

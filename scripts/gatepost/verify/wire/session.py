@@ -50,6 +50,7 @@ class Failure(enum.StrEnum):
     TLS_FAILED = "TLS failed"  # the handshake ended otherwise, or we did not accept the certificate
     GARBAGE = "garbage"  # not SMTP, not TLS, or beyond our limits
     LIMITED = "limited"  # the server answered by a limit of its own (421, too many …): says nothing about the question
+    BUSY = "busy"  # something on this computer stands in the way
     NOT_TRIED = "not tried"  # by us, on purpose
     BROKEN = "broken"  # a mistake in this program
 
@@ -125,6 +126,7 @@ class Session:
     def __init__(self, site: Site, *, seconds: float = 60.0) -> None:
         self.site = site
         self.tls = False
+        self.teased = 0.0  # seconds between a greeting's first line, `220-`, and its last (postscreen's greet_wait)
         self._socket: socket.socket | ssl.SSLSocket | None = None
         self._buffer = bytearray()
         self._start = time.monotonic()
@@ -153,7 +155,9 @@ class Session:
 
     def _record(self, direction: str, text: str) -> None:
         if len(self._lines) < MAX_TRANSCRIPT:
-            shown = text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}… ({len(text)} characters)"
+            shown = text
+            if len(text) > MAX_SHOWN:  # the end too: of a message it is what the server answers to
+                shown = f"{text[: MAX_SHOWN * 3 // 4]} … {text[-MAX_SHOWN // 4 :]} ({len(text)} characters)"
             self._lines.append(Line(round(time.monotonic() - self._start, 4), direction, shown))
 
     def failure(self, failure: Failure, detail: str) -> WireError:
@@ -354,7 +358,7 @@ class Session:
         began = time.monotonic()
         deadline = min(began + timeout, self._end)
         lines: list[str] = []
-        code, size = b"", 0
+        code, size, first = b"", 0, 0.0
         while True:
             try:
                 line = self._line(deadline)
@@ -377,9 +381,12 @@ class Session:
             code = this
             lines.append(_printable(text))
             if not more:
+                if first:
+                    self.teased = time.monotonic() - first
                 return Reply(int(code), tuple(lines), time.monotonic() - began)
             if then is not None:
-                deadline, then = min(time.monotonic() + then, self._end), None
+                first = time.monotonic()
+                deadline, then = min(first + then, self._end), None
 
     def _line(self, deadline: float) -> bytes:
         while True:

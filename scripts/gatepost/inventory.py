@@ -50,7 +50,7 @@ class Standing:
 
     servers: tuple[Server, ...]
     listeners_file: Path | None  # None: the default table
-    vantage: dict[str, list[str]]  # this computer's spare addresses on the lab's network: ipv4 and ipv6, in pairs
+    vantage: dict[str, list[str]]  # this computer's addresses on the lab's network: spare ones, ipv4 and ipv6, in pairs; sink
 
 
 def servers_of(settings: Settings, outputs: dict[str, Any]) -> tuple[Server, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import urllib.parse
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +13,10 @@ from typing import Any
 from gatepost import credentials, environment, inventory, listeners
 from gatepost.errors import GatepostError
 from gatepost.settings import Settings, User
-from gatepost.verify.model import Account, ExitCode, Report, Target
+from gatepost.verify.model import Account, ExitCode, Login, Report, Target
 
 REPORTS_KEPT = 20
+SINK_PORT = socket.getservbyname("smtp", "tcp")
 
 
 def table_of(
@@ -29,6 +31,7 @@ def table_of(
 def target_of(settings: Settings, standing: inventory.Standing, table: listeners.ListenerTable) -> Target:
     """Return the environment's server as something to judge."""
     server = standing.servers[0]
+    login = tuple(inventory.ssh_command(settings, server))
     return Target(
         hostname=settings.hostname,
         addresses=server.addresses,
@@ -41,6 +44,8 @@ def target_of(settings: Settings, standing: inventory.Standing, table: listeners
         ca_file=settings.client_ca_file,
         lab=settings.cloud == "local",
         source_addresses=_vantage(settings, standing),
+        via=(Login(f"ssh://{server.ssh_user}@{server.address}:{server.ssh_port}", login),),
+        sink=tuple(standing.vantage.get("sink", ())),
     )
 
 
@@ -57,6 +62,40 @@ def _vantage(settings: Settings, standing: inventory.Standing) -> tuple[str, ...
     except (OSError, ValueError, KeyError, TypeError):
         last_pair = ()
     return pairs[(pairs.index(last_pair) + 1) % len(pairs) if last_pair in pairs else 0]
+
+
+def login_at(url: str) -> Login:
+    """Return the login that `ssh://[USER@]HOST[:PORT]` names; raise GatepostError when it is no such URL."""
+    try:
+        parts = urllib.parse.urlsplit(url)
+        port, host = parts.port, parts.hostname
+    except ValueError:
+        port, host = None, None
+    extra = host and (parts.path.strip("/") or parts.query or parts.fragment or parts.password)
+    if not host or parts.scheme != "ssh" or extra or host.startswith("-") or (parts.username or "").startswith("-"):
+        raise GatepostError(
+            f"--via {url}: not a login",
+            expected="ssh://[USER@]HOST[:PORT], without a password: keys come from your ssh-agent or ~/.ssh/config",
+        )
+    where = ["-p", str(port)] if port else []
+    who = f"{parts.username}@{host}" if parts.username else host
+    return Login(url, ("ssh", *where, "--", who))
+
+
+def check_sink(address: str) -> str:
+    """Return the address when the sink can listen there; raise GatepostError otherwise."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    try:
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((address, SINK_PORT))
+    except OSError as error:
+        raise GatepostError(
+            f"--sink {address}: cannot listen on port {SINK_PORT}: {error.strerror or error}",
+            expected="an IP address of this computer, whose port 25 is free and may be opened (by root)",
+            next_step="ip -brief address lists addresses, ss -Hltnp 'sport = :25' what holds the port.",
+        ) from error
+    return address
 
 
 def check_source(address: str) -> str:

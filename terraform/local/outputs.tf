@@ -13,10 +13,11 @@ output "servers" {
 }
 
 output "vantage" {
-  description = "Addresses of this host on the lab's network that nothing else uses: sources from which tests may connect."
+  description = "Addresses of this host on the lab's network that nothing else uses: sources from which tests may connect, and the sink, to which the outside domain's mail is delivered."
   value = {
     ipv4 = lab_network.lab.vantage_ipv4
     ipv6 = lab_network.lab.vantage_ipv6
+    sink = [lab_network.lab.gateway_ipv4, lab_network.lab.gateway_ipv6]
   }
 }
 

@@ -70,8 +70,8 @@ _BEGUN = 3
 def _smuggling(site: Site) -> Iterator[Case]:
     yield _pipelined(site)
     # Those with a bare LF last: a server may hang up on them.
-    for identifier, end, shown in sorted(_ENDS, key=lambda row: b"\n" in row[1].replace(b"\r\n", b"")):
-        body = looping(site, f"{shown} is no end of a message") + end + _HIDDEN
+    for identifier, end, _ in sorted(_ENDS, key=lambda row: b"\n" in row[1].replace(b"\r\n", b"")):
+        body = looping(site, identifier, recipient(site)) + end + _HIDDEN
         yield case(identifier, *_begin(site), Send(body + b"\r\n.\r\n", timeout=20.0), "RSET", ends=True)
 
 
@@ -177,7 +177,7 @@ EARLY: Probe[Early] = Probe(
 
 
 def _unasked(site: Site) -> Iterator[Case]:
-    message = b"DATA\r\n" + looping(site, "no waiting for 354") + b"\r\n.\r\n"
+    message = b"DATA\r\n" + looping(site, "content-unasked", recipient(site)) + b"\r\n.\r\n"
     yield case("content", *_begin(site)[:-1], Send(message), ends=True)
 
 

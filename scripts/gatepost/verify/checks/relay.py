@@ -490,7 +490,7 @@ def _loop(site: Site) -> Iterator[Case]:
         Send("MAIL FROM:<>", vital=True),
         Send(f"RCPT TO:<{recipient(site)}>", vital=True),
         Send("DATA", vital=True),
-        Send(looping(site, "a message that loops") + b"\r\n.\r\n", timeout=20.0),
+        Send(looping(site, "loop", recipient(site)) + b"\r\n.\r\n", timeout=20.0),
     )
 
 

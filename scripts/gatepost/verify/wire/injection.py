@@ -9,20 +9,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gatepost.verify.model import Line
+from gatepost.verify.wire.message import message
 from gatepost.verify.wire.probe import Probe, Site
 from gatepost.verify.wire.reach import TEASER_SECONDS
 from gatepost.verify.wire.session import Answer, Ended, Reply, Session, WireError
 
 HOPS = 110  # Postfix's hopcount_limit is 50, OpenSMTPD's 100; RFC 5321 §6.3: normally at least 100
-_RECEIVED = "Received: from gatepost.invalid by gatepost.invalid; Thu, 1 Jan 1970 00:00:00 +0000\r\n"
+_RECEIVED = "Received: from gatepost.invalid by gatepost.invalid; Thu, 1 Jan 1970 00:00:00 +0000"
 
 
-def looping(site: Site, subject: str) -> bytes:
-    """Return a message that has gone round too often, up to and without the end of its last line."""
-    return (
-        f"{_RECEIVED * HOPS}Subject: gatepost-probe: {subject}\r\nFrom: <gatepost-probe@{site.target.hostname}>\r\n"
-        f"To: undisclosed-recipients:;\r\n\r\nA test of this server; it may be thrown away."
-    ).encode()
+def looping(site: Site, kind: str, recipient: str) -> bytes:
+    """Return a message to `recipient` that has gone round too often, up to and without the end of its last line."""
+    sender = f"gatepost-probe@{site.target.hostname}"
+    body = b"A probe by Gatepost, which this server should not take."
+    return message(site, kind, sender=sender, recipient=recipient, headers=(_RECEIVED,) * HOPS, body=body)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ def early(site: Site, recipient: str) -> Early:
         session.connect()
         if site.listener.is_implicit:
             session.handshake()
-        session.send(session_text + looping(site, "before the greeting") + b"\r\n.\r\nQUIT\r\n")
+        session.send(session_text + looping(site, "before-the-greeting", recipient) + b"\r\n.\r\nQUIT\r\n")
         try:
             answers.append(session.banner())
             while len(answers) < 5 and not _is_final(answers[-1]):

@@ -122,6 +122,8 @@ class Result:
     source: str  # RFC section or policy
     seconds: float
     transcript: tuple[Line, ...] = ()
+    problem: str = ""  # what is wrong when it fails, in plain words
+    risk: str = ""  # what then goes wrong, and for whom
 
 
 class Layer(enum.StrEnum):

@@ -163,7 +163,7 @@ class NotObserved(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Requirement:
-    """One row of the policy. The four texts are for people; `remedy` names the Postfix parameter.
+    """One row of the policy. The texts are for people; `remedy` names the Postfix parameter.
 
     `needs_tls` rows count only after a positive TLS handshake on the same site (VER-03): a dead port passes every
     negative test. `once` rows are judged on the first reachable address of a listener only.
@@ -182,6 +182,8 @@ class Requirement:
     needs_tls: bool = False
     once: bool = False
     over: Scope = Scope.ALL  # which listeners the probes of a Scope.SERVER row look at
+    problem: str = ""  # what is wrong when it fails, in words for people who do not know SMTP
+    risk: str = ""  # what then goes wrong, and for whom
 
     def looks_at(self, listener: Listener) -> bool:
         """Whether the row's probes run on a listener."""

@@ -276,6 +276,8 @@ def _result(row: Requirement, watch: Watch, site: Site | None, *, skipped: bool)
         source=row.source,
         seconds=max((watch.seconds.get(k, 0.0) for k in keys), default=0.0),
         transcript=finding.transcript,
+        problem=row.problem,
+        risk=row.risk,
     )
 
 

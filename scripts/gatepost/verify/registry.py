@@ -6,11 +6,13 @@ check is one function, one row and one failing fixture.
 
 from __future__ import annotations
 
+import difflib
 import enum
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
+from gatepost.errors import GatepostError
 from gatepost.listeners import Listener
 from gatepost.verify.model import Finding, Severity, Target, Verdict
 from gatepost.verify.wire.probe import Failed, Phase, Probe, Site
@@ -203,6 +205,20 @@ def failed(found: str, *, transcript: tuple[Any, ...] = ()) -> Finding:
 def inconclusive(found: str, *, transcript: tuple[Any, ...] = ()) -> Finding:
     """Return that it could not be judged, and why."""
     return Finding(Verdict.INCONCLUSIVE, found, transcript)
+
+
+def check_ids(identifiers: Iterable[str]) -> None:
+    """Raise GatepostError, with ids that look alike, for one that no requirement has."""
+    known = list(dict.fromkeys(row.id for row in requirements()))
+    unknown = sorted(set(identifiers) - set(known))
+    if not unknown:
+        return
+    alike = dict.fromkeys(c for i in unknown for c in difflib.get_close_matches(i.upper(), known, n=3))
+    raise GatepostError(
+        f"no such requirement: {', '.join(unknown)}",
+        expected=f"perhaps {', '.join(alike)}" if alike else "ids as in the listener policy, such as GEN-NET-01",
+        next_step="gatepost verify --list names all of them.",
+    )
 
 
 def requirements() -> tuple[Requirement, ...]:

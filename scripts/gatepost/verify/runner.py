@@ -18,7 +18,6 @@ from datetime import UTC, datetime
 from typing import Any
 
 import gatepost
-from gatepost.errors import GatepostError
 from gatepost.verify.checks import certificate
 from gatepost.verify.checks.certificate import CERTIFICATE
 from gatepost.verify.checks.tls import VERSIONS, has_tls
@@ -31,6 +30,7 @@ from gatepost.verify.registry import (
     Seen,
     ServerProbe,
     Unobserved,
+    check_ids,
     key,
     requirements,
 )
@@ -59,13 +59,7 @@ def run(
     """
     started, began = datetime.now(UTC), time.monotonic()
     rows = requirements()
-    unknown = sorted({*only, *skip, *allowed} - {row.id for row in rows})
-    if unknown:
-        raise GatepostError(
-            f"no such requirement: {', '.join(unknown)}",
-            expected="ids as in the listener policy, such as GEN-NET-01",
-            next_step="gatepost verify --list names all of them.",
-        )
+    check_ids({*only, *skip, *allowed})
     asked = [row for row in rows if not only or row.id in only]
     judged = [row for row in asked if row.id not in skip]
     watch = Watch(target, progress)

@@ -67,12 +67,11 @@ def render() -> str:
 
 def _row(row: Requirement) -> str:
     severity = {Severity.MUST: "must", Severity.SHOULD: "should (a warning)", Severity.INFO: "info (recorded only)"}
-    needs = [words for need, words in _NEEDS.items() if need in row.needs]
     lines = [
         f"## {row.id}\n",
         f"**{_escaped(row.title)}**\n",
         f"- Concerns: {row.scope.value}; {severity[row.severity]}" + ("; one address" if row.once else ""),
-        *([f"- Needs: {', '.join(needs)}"] if needs else []),
+        *([f"- Needs: {', '.join(needs(row))}"] if needs(row) else []),
         f"- Sent: {', '.join(f'[{probe.name}](#probe-{_anchor(probe.name)})' for probe in row.probes)}",
         f"- Passes: {_escaped(row.expected)}",
         f"- What to do: {_escaped(row.remedy)}",
@@ -81,14 +80,24 @@ def _row(row: Requirement) -> str:
     return "\n".join(lines) + "\n"
 
 
+def needs(row: Requirement) -> tuple[str, ...]:
+    """Return what a run must be given for a requirement to be judged."""
+    return tuple(words for need, words in _NEEDS.items() if need in row.needs)
+
+
 def _probe(probe: Probe[Any] | ServerProbe[Any]) -> str:
-    about = probe.about or (inspect.getdoc(probe.run) or "").split("\n\n")[0]
-    text = f"## Probe {probe.name}\n\n{' '.join(about.split())}\n"
-    commands = list(_commands(probe))
-    return text + "\n```\n" + "\n".join(commands) + "\n```\n" if commands else text
+    text = f"## Probe {probe.name}\n\n{about(probe)}\n"
+    sent = list(commands(probe))
+    return text + "\n```\n" + "\n".join(sent) + "\n```\n" if sent else text
 
 
-def _commands(probe: Probe[Any] | ServerProbe[Any]) -> Iterator[str]:
+def about(probe: Probe[Any] | ServerProbe[Any]) -> str:
+    """Return in a sentence or two what a probe does."""
+    return " ".join((probe.about or (inspect.getdoc(probe.run) or "").split("\n\n")[0]).split())
+
+
+def commands(probe: Probe[Any] | ServerProbe[Any]) -> Iterator[str]:
+    """Return what a dialogue sends to the example server, a line for each case; nothing for other probes."""
     for this in probe.cases(_SITE) if isinstance(probe, Probe) and probe.cases else ():
         yield " ⏎ ".join(_shown(send) for send in this.sends)
 

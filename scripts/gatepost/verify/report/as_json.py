@@ -6,7 +6,9 @@ are not.
 
 from __future__ import annotations
 
+import dataclasses
 import json
+from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,19 @@ import jsonschema
 
 from gatepost.errors import GatepostError
 from gatepost.listeners import Listener
-from gatepost.verify.model import Account, Line, Report, Result, Severity, Target, Verdict
+from gatepost.verify.model import (
+    Account,
+    Diagnosis,
+    Layer,
+    Line,
+    Login,
+    Report,
+    Result,
+    Severity,
+    Sight,
+    Target,
+    Verdict,
+)
 from gatepost.verify.report import digest
 
 SCHEMA_VERSION = 1
@@ -24,9 +38,18 @@ SCHEMA_FILE = Path(__file__).with_name("report.schema.json")
 
 def to_json(report: Report) -> str:
     """Return the report as a JSON document that ends in a newline."""
+    return json.dumps(_document(report), indent=2) + "\n"
+
+
+def several_to_json(reports: Iterable[Report]) -> str:
+    """Return the reports of several servers as one document: `reports`, each as :func:`to_json` writes it."""
+    return json.dumps({"reports": [_document(report) for report in reports]}, indent=2) + "\n"
+
+
+def _document(report: Report) -> dict[str, Any]:
     report = digest.presentable(report)
     target = report.target
-    document = {
+    return {
         "schema_version": SCHEMA_VERSION,
         "gatepost_version": report.gatepost_version,
         "verdict": digest.OUTCOME[report.exit_code],
@@ -34,6 +57,9 @@ def to_json(report: Report) -> str:
         "started": report.started.isoformat(),
         "seconds": round(report.seconds, 3),
         "interrupted": report.interrupted,
+        "only": list(report.only),
+        "skipped": list(report.skipped),
+        "allowed": list(report.allowed),
         "target": {
             "hostname": target.hostname,
             "addresses": list(target.addresses),
@@ -43,6 +69,10 @@ def to_json(report: Report) -> str:
             "ca_file": str(target.ca_file) if target.ca_file else None,
             "lab": target.lab,
             "source_addresses": list(target.source_addresses),
+            "via": [login.url for login in target.via],
+            "sink": list(target.sink),
+            "slow": target.slow,
+            "limits": target.limits,
         },
         "listeners": {
             "path": str(target.listeners_file),
@@ -59,9 +89,10 @@ def to_json(report: Report) -> str:
             ],
         },
         "counts": {verdict.value: len(report.of(verdict)) for verdict in Verdict},
+        "sights": [dataclasses.asdict(sight) | {"seconds": round(sight.seconds, 3)} for sight in report.sights],
+        "diagnoses": [dataclasses.asdict(d) | {"layer": d.layer.value} for d in report.diagnoses],
         "results": [_result(result) for result in report.results],
     }
-    return json.dumps(document, indent=2) + "\n"
 
 
 def _result(result: Result) -> dict[str, Any]:
@@ -120,6 +151,10 @@ def from_json(text: str, origin: str = "the report") -> Report:
             ca_file=Path(target["ca_file"]) if target["ca_file"] else None,
             lab=target["lab"],
             source_addresses=tuple(target["source_addresses"]),
+            via=tuple(Login(url, ()) for url in target.get("via", ())),
+            sink=tuple(target.get("sink", ())),
+            slow=target.get("slow", False),
+            limits=target.get("limits", False),
         ),
         started=datetime.fromisoformat(document["started"]),
         seconds=document["seconds"],
@@ -138,4 +173,9 @@ def from_json(text: str, origin: str = "the report") -> Report:
         ),
         gatepost_version=document["gatepost_version"],
         interrupted=document["interrupted"],
+        only=tuple(document.get("only", ())),
+        skipped=tuple(document.get("skipped", ())),
+        allowed=tuple(document.get("allowed", ())),
+        sights=tuple(Sight(**row) for row in document.get("sights", ())),
+        diagnoses=tuple(Diagnosis(**(row | {"layer": Layer(row["layer"])})) for row in document.get("diagnoses", ())),
     )

@@ -17,7 +17,8 @@ from gatepost.errors import GatepostError
 from gatepost.verify.model import ExitCode
 
 if TYPE_CHECKING:
-    from gatepost.verify.model import Report, Target
+    from gatepost.verification import Subject
+    from gatepost.verify.model import Report
 
 EXIT_CODES = """\b
 Exit codes:
@@ -130,7 +131,7 @@ def destroy(inventory: Path, listeners: Path | None, verbose: bool) -> None:
 
 
 @main.command(epilog=EXIT_CODES)
-@click.argument("host", required=False)
+@click.argument("hosts", metavar="[HOST]...", nargs=-1)
 @_environment
 @click.option("--hostname", metavar="NAME", help="The server's name in its certificate. Default: HOST.")
 @click.option("--domain", "domains", multiple=True, help="A domain whose mail is delivered there; may be repeated.")
@@ -148,89 +149,95 @@ def destroy(inventory: Path, listeners: Path | None, verbose: bool) -> None:
     "--source-address",
     "source_addresses",
     multiple=True,
-    help="Connect from this address of this computer; one for each of IPv4 and IPv6.",
+    help="Connect from this address of this computer; one for each of IPv4 and IPv6. A second one is for --limits.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Write the report to stdout as JSON, and nothing else there.")
-@click.option("--html", type=click.Path(path_type=Path), help="Write the report as an HTML page.")
+@click.option(
+    "--via",
+    multiple=True,
+    metavar="URL",
+    help="A host to log in to, as ssh://[USER@]HOST[:PORT]: the server, to read test mails back and remove them, or "
+    "any other, as a second vantage point; may be repeated.",
+)
+@click.option(
+    "--sink",
+    "sinks",
+    multiple=True,
+    metavar="ADDRESS",
+    help="An address of this computer to which the outside domain's MX leads: mail for it is taken on port 25.",
+)
+@click.option("--slow", is_flag=True, help="Also what takes long or costs many failed logins.")
+@click.option("--limits", is_flag=True, help="Also run into the server's limits, last of all.")
 @click.option("--only", multiple=True, metavar="ID", help="Judge these requirements only.")
 @click.option("--skip", multiple=True, metavar="ID", help="Leave these out.")
+@click.option(
+    "--allow-inconclusive",
+    "allowed",
+    multiple=True,
+    metavar="ID",
+    help="Exit 0 though this could not be judged; may be repeated.",
+)
+@click.option(
+    "--compare", type=click.Path(path_type=Path), metavar="OLD.json", help="Say what changed since this report."
+)
+@click.option("--json", "as_json", is_flag=True, help="Write the report to stdout as JSON, and nothing else there.")
+@click.option("--html", type=click.Path(path_type=Path), metavar="FILE", help="Write the report as an HTML page.")
+@click.option("--junit", type=click.Path(path_type=Path), metavar="FILE", help="… as JUnit XML.")
+@click.option("--prometheus", type=click.Path(path_type=Path), metavar="FILE", help="… as Prometheus text.")
 @click.option("--list", "list_ids", is_flag=True, help="List the requirements and exit.")
+@click.option("--explain", metavar="ID", help="Explain a requirement and exit: what is sent, how to mend it.")
 def verify(
-    host: str | None,
+    hosts: tuple[str, ...],
     inventory: Path,
     listeners: Path | None,
     verbose: bool,
-    hostname: str | None,
-    domains: tuple[str, ...],
-    outside_domain: str | None,
-    account: str | None,
-    password_file: Path | None,
-    second_account: str | None,
-    second_password_file: Path | None,
-    ca_file: Path | None,
-    source_addresses: tuple[str, ...],
-    as_json: bool,
-    html: Path | None,
     only: tuple[str, ...],
     skip: tuple[str, ...],
+    allowed: tuple[str, ...],
+    compare: Path | None,
+    as_json: bool,
+    html: Path | None,
+    junit: Path | None,
+    prometheus: Path | None,
     list_ids: bool,
+    explain: str | None,
+    **given: Any,
 ) -> None:
-    """Judge a mail server from outside, on every port of the listener table.
+    """Judge mail servers from outside, on every port of the listener table.
 
-    Without HOST: the server of the environment. With HOST, a name or an address: any server, with what the options say.
+    Without HOST: the servers of the environment. With HOST, a name or an address: any server, with what the options
+    say. Several are judged side by side; --html then names a directory, in which each has a page.
     """
     from gatepost import verification
 
     if list_ids:
         _list_requirements()
         return
-    sources = tuple(verification.check_source(address) for address in source_addresses)
-    keep: Path | None = None
-    if host is None:
-        given = {
-            "--hostname": hostname,
-            "--domain": domains,
-            "--outside-domain": outside_domain,
-            "--account": account,
-            "--second-account": second_account,
-            "--ca-file": ca_file,
-        }
-        surplus = [name for name, value in given.items() if value]
-        if surplus:
-            raise click.UsageError(
-                f"{', '.join(surplus)}: only with HOST; the environment's settings say it otherwise."
-            )
-        target, keep = _environments_target(inventory, listeners, sources)
-    else:
-        target = _hosts_target(
-            host,
-            listeners,
-            hostname=hostname,
-            domains=domains,
-            outside_domain=outside_domain,
-            ca_file=ca_file,
-            source_addresses=sources,
-            accounts=(
-                verification.account_from(account, password_file, "--account"),
-                verification.account_from(second_account, second_password_file, "--second-account"),
-            ),
-        )
-    report = _judge(target, only, skip)
-    if keep is not None and not only and not skip and not report.interrupted:
-        verification.keep(report, keep)
-    if html is not None:
-        verification.write_html(report, html)
+    if explain is not None:
+        _explain(explain)
+        return
+    verification.check_ids((*only, *skip, *allowed))
+    subjects = _hosts(tuple(dict.fromkeys(hosts)), listeners, given) if hosts else _servers(inventory, listeners, given)
+    before = verification.Before(compare, subjects)
+    files = verification.Files(subjects, html=html, junit=junit, prometheus=prometheus)
+    reports = _judge(subjects, only, skip, allowed)
+    shown = list(zip(subjects, reports, strict=True))
     if as_json:
-        from gatepost.verify.report import as_json as json_report
-
-        click.echo(json_report.to_json(report), nl=False)
+        click.echo(verification.document(reports), nl=False)
     else:
         from gatepost.verify.report import table
 
-        table.show(report)
-        if keep is not None and not only and not skip and not report.interrupted:
-            click.echo(f"Report: {keep / 'last.html'}")
-    sys.exit(report.exit_code)
+        for report in reports:
+            table.show(report)
+    for subject, report in shown:
+        if subject.kept and not only and not skip and not report.interrupted:
+            page = verification.keep(report, subject.kept, before.of(subject))
+            if not as_json:
+                click.echo(f"Report: {page}")
+    files.write(shown, before)
+    if len(shown) > 1 and not as_json:
+        width = max(len(subject.name) for subject in subjects)
+        click.echo("\n".join(f"{s.name:<{width}}  {verification.outcome(r)}" for s, r in shown))
+    sys.exit(verification.worst(reports))
 
 
 def _list_requirements() -> None:
@@ -240,55 +247,82 @@ def _list_requirements() -> None:
         click.echo(f"{row.id:<14} {row.severity.value:<7} {row.title}")
 
 
-def _environments_target(directory: Path, listeners: Path | None, sources: tuple[str, ...]) -> tuple[Target, Path]:
-    import dataclasses
+def _explain(identifier: str) -> None:
+    from gatepost import verification
+    from gatepost.verify import registry
+    from gatepost.verify.report import explain
 
-    from gatepost import inventory, settings, verification
-
-    loaded = settings.load(directory)
-    standing = inventory.read(loaded)
-    target = verification.target_of(loaded, standing, verification.table_of(loaded.directory, listeners, standing))
-    return dataclasses.replace(target, source_addresses=sources or target.source_addresses), loaded.reports
-
-
-def _hosts_target(
-    host: str, listeners_file: Path | None, *, hostname: str | None, accounts: tuple[Any, ...], **rest: Any
-) -> Target:
-    import ipaddress
-
-    from gatepost import listeners, verification
-    from gatepost.verify.model import Target
-
-    table = listeners.load(listeners_file)
-    if hostname is None:
-        try:
-            ipaddress.ip_address(host)
-        except ValueError:
-            hostname = host
-        else:
-            raise click.UsageError(f"HOST is the address {host}: say with --hostname which name its certificate has.")
-    return Target(
-        hostname=hostname,
-        addresses=verification.resolve(host),
-        listeners=table.listeners,
-        listeners_file=table.path,
-        listeners_digest=table.digest,
-        accounts=tuple(account for account in accounts if account is not None),
-        **rest,
-    )
+    verification.check_ids((identifier,))
+    for row in registry.requirements():
+        if row.id == identifier:
+            explain.show(row)
 
 
-def _judge(target: Target, only: tuple[str, ...], skip: tuple[str, ...]) -> Report:
+def _warn(text: str) -> None:
+    click.echo(f"{click.style('Warning:', fg='yellow')} {text}", err=True)
+
+
+def _servers(directory: Path, listeners: Path | None, given: dict[str, Any]) -> tuple[Subject, ...]:
+    """Return the environment's servers as subjects; refuse what its settings say already."""
+    from gatepost import settings, verification
+
+    fixed = {
+        "--hostname": "hostname",
+        "--domain": "domains",
+        "--outside-domain": "outside_domain",
+        "--account": "account",
+        "--password-file": "password_file",
+        "--second-account": "second_account",
+        "--second-password-file": "second_password_file",
+        "--ca-file": "ca_file",
+    }
+    surplus = [option for option, name in fixed.items() if given[name]]
+    if surplus:
+        raise click.UsageError(f"{', '.join(surplus)}: only with HOST; the environment's settings say it otherwise.")
+    return verification.servers(settings.load(directory), listeners, verification.vantage(given))
+
+
+def _hosts(hosts: tuple[str, ...], listeners: Path | None, given: dict[str, Any]) -> tuple[Subject, ...]:
     from gatepost import verification
 
-    if not sys.stderr.isatty():
-        return verification.judge(target, only=only, skip=skip)
-    from rich.console import Console
+    common = {
+        **verification.vantage(given),
+        "domains": given["domains"],
+        "outside_domain": given["outside_domain"],
+        "ca_file": given["ca_file"],
+        "accounts": tuple(
+            account
+            for option, address, file in (
+                ("--account", given["account"], given["password_file"]),
+                ("--second-account", given["second_account"], given["second_password_file"]),
+            )
+            if (account := verification.account_from(address, file, option, _warn)) is not None
+        ),
+    }
+    return tuple(verification.host(name, listeners, given["hostname"], common) for name in hosts)
 
-    with Console(stderr=True).status("verifying") as status:
-        return verification.judge(
-            target, only=only, skip=skip, progress=lambda done, of: status.update(f"verifying: {done} of {of} probes")
-        )
+
+def _judge(
+    subjects: tuple[Subject, ...], only: tuple[str, ...], skip: tuple[str, ...], allowed: tuple[str, ...]
+) -> tuple[Report, ...]:
+    from gatepost import verification
+
+    targets = tuple(subject.target for subject in subjects)
+    how: dict[str, Any] = {"only": only, "skip": skip, "allowed": allowed}
+    if not sys.stderr.isatty():
+        return verification.judge_all(targets, **how)
+    from rich.console import Console
+    from rich.live import Live
+    from rich.text import Text
+
+    what = "probes" if len(targets) == 1 else "servers"
+    # Without a thread that refreshes: several servers are judged in forked processes, and threads do not fork well.
+    with Live(console=Console(stderr=True), auto_refresh=False, transient=True) as live:
+
+        def show(done: int, of: int) -> None:
+            live.update(Text(f"verifying: {done} of {of} {what}", "dim"), refresh=True)
+
+        return verification.judge_all(targets, progress=show, **how)
 
 
 @main.command()

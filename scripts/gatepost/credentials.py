@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from gatepost import environment
@@ -48,10 +49,11 @@ def make_probe_passwords(settings: Settings) -> None:
             environment.write(user.password_file, secrets.token_urlsafe(18) + "\n")
 
 
-def password(user: User) -> str:
+def password(user: User, warn: Callable[[str], None] | None = None) -> str:
     """Return the password in a user's `password_file`.
 
-    Raises GatepostError when the file is missing, readable by others, or holds no password that bcrypt can take.
+    Raises GatepostError when the file is missing, readable by others, or holds no password that bcrypt can take. With
+    `warn` a readable file is told to it and used: the secret is out already, and a check can be run all the same.
     """
     path = user.password_file
     if path is None:
@@ -67,10 +69,12 @@ def password(user: User) -> str:
             expected="a file with the password on its only line",
             next_step=f"(umask 077; read -rs p; printf '%s\\n' \"$p\" > {path})",
         ) from error
-    if readable:
+    if readable and warn is None:
         raise GatepostError(
             f"{where}: others than its owner can read it", expected="mode 0600", next_step=f"chmod 600 {path}"
         )
+    if readable and warn is not None:
+        warn(f"{where}: others than its owner can read it; chmod 600 {path}, and change the password")
     value = text.removesuffix("\n").removesuffix("\r")
     if not value or "\n" in value or "\0" in value:
         raise GatepostError(f"{where}: {'empty' if not value else 'more than one line'}", expected="one line")

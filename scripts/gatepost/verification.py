@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import ipaddress
 import json
+import os
 import socket
+import tempfile
 import urllib.parse
-from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +33,17 @@ def table_of(
     return listeners.load(path)
 
 
-def target_of(settings: Settings, standing: inventory.Standing, table: listeners.ListenerTable) -> Target:
-    """Return the environment's server as something to judge."""
-    server = standing.servers[0]
+def target_of(
+    settings: Settings,
+    standing: inventory.Standing,
+    table: listeners.ListenerTable,
+    server: inventory.Server | None = None,
+) -> Target:
+    """Return one of the environment's servers, the first by default, as something to judge."""
+    server = server or standing.servers[0]
     login = tuple(inventory.ssh_command(settings, server))
     return Target(
-        hostname=settings.hostname,
+        hostname=server.fqdn,
         addresses=server.addresses,
         listeners=table.listeners,
         listeners_file=table.path,
@@ -116,14 +126,19 @@ def _account(user: User) -> Account:
     return Account(user.address, credentials.password(user), next(iter(user.aliases), None))
 
 
-def account_from(address: str | None, password_file: Path | None, option: str) -> Account | None:
-    """Return the account that two command line options name, or None when neither is there."""
+def account_from(
+    address: str | None, password_file: Path | None, option: str, warn: Callable[[str], None]
+) -> Account | None:
+    """Return the account that two command line options name, or None when neither is there.
+
+    `warn` is told of a password file that others can read.
+    """
     if address is None and password_file is None:
         return None
     if address is None or password_file is None:
         missing = option if address is None else option.replace("account", "password-file")
         raise GatepostError(f"{missing} is missing", expected="an address and the file with its password, together")
-    return Account(address, credentials.password(User(address, password_file)))
+    return Account(address, credentials.password(User(address, password_file), warn))
 
 
 def resolve(host: str) -> tuple[str, ...]:
@@ -155,27 +170,246 @@ def judge(
     return runner.run(target, only=only, skip=skip, allowed=allowed, progress=progress)
 
 
-def write_html(report: Report, path: Path) -> None:
-    """Write the HTML page."""
+def judge_all(
+    targets: Sequence[Target],
+    *,
+    only: Collection[str] = (),
+    skip: Collection[str] = (),
+    allowed: Collection[str] = (),
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[Report, ...]:
+    """Run the checks of one server, or of several side by side. `progress` counts probes, or servers."""
+    if len(targets) == 1:
+        return (judge(targets[0], only=only, skip=skip, allowed=allowed, progress=progress),)
+    from gatepost.verify import hosts
+
+    return hosts.run(targets, only=only, skip=skip, allowed=allowed, progress=progress)
+
+
+def check_ids(identifiers: Iterable[str]) -> None:
+    """Raise GatepostError, with ids that look alike, for one that no requirement has."""
+    from gatepost.verify import registry
+
+    registry.check_ids(identifiers)
+
+
+# -- What is judged ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """One server of a run."""
+
+    name: str  # as given, or as the inventory calls it; unique in a run
+    target: Target
+    kept: Path | None = None  # where the environment keeps its reports
+
+
+def vantage(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return from the options of `verify` the Target's fields that say from where one looks, and how far.
+
+    Raises GatepostError for an address that is not of this computer, and for a login that is none.
+    """
+    sources = tuple(check_source(address) for address in given["source_addresses"])
+    families = [[a for a in sources if (":" in a) == six] for six in (False, True)]
+    return {
+        "source_addresses": tuple(a for family in families for a in family[:1]),
+        "limit_addresses": tuple(a for family in families for a in family[1:2]),
+        "via": tuple(login_at(url) for url in given["via"]),
+        "sink": tuple(check_sink(address) for address in given["sinks"]),
+        "slow": given["slow"],
+        "limits": given["limits"],
+    }
+
+
+def servers(settings: Settings, listeners_file: Path | None, vantage: Mapping[str, Any]) -> tuple[Subject, ...]:
+    """Return the environment's servers. What `vantage` says is added to what the environment knows."""
+    standing = inventory.read(settings)
+    table = table_of(settings.directory, listeners_file, standing)
+    subjects = []
+    for server in standing.servers:
+        target = target_of(settings, standing, table, server)
+        target = replace(
+            target,
+            via=target.via + vantage["via"],
+            **{name: vantage[name] or getattr(target, name) for name in vantage if name != "via"},
+        )
+        alone = len(standing.servers) == 1
+        subjects.append(Subject(server.name, target, settings.reports / ("" if alone else server.name)))
+    return tuple(subjects)
+
+
+def host(name: str, listeners_file: Path | None, hostname: str | None, common: Mapping[str, Any]) -> Subject:
+    """Return any server, by name or address; `common` are further fields of the Target.
+
+    Raises GatepostError when it has no address, or when it is an address and `hostname` does not say what its
+    certificate names.
+    """
+    table = listeners.load(listeners_file)
+    if hostname is None:
+        with contextlib.suppress(ValueError):
+            ipaddress.ip_address(name)
+            raise GatepostError(
+                f"HOST is the address {name}",
+                expected="a name, which its certificate is held against",
+                next_step="Say with --hostname which name its certificate has.",
+            )
+    target = Target(
+        hostname=hostname or name,
+        addresses=resolve(name),
+        listeners=table.listeners,
+        listeners_file=table.path,
+        listeners_digest=table.digest,
+        **common,
+    )
+    return Subject(name, target)
+
+
+# -- What is written ---------------------------------------------------------------------------------------------------
+
+
+def worst(reports: Iterable[Report]) -> ExitCode:
+    """Return the exit code of a run of several servers: failed before inconclusive before passed."""
+    codes = {report.exit_code for report in reports}
+    return next(c for c in (ExitCode.FAILED, ExitCode.INCONCLUSIVE, ExitCode.PASSED) if c in codes)
+
+
+def outcome(report: Report) -> str:
+    """Return one server's outcome in a line."""
+    from gatepost.verify.report import digest
+
+    return f"{digest.OUTCOME[report.exit_code].upper()}: {digest.conclusion(report)}"
+
+
+def document(reports: Sequence[Report]) -> str:
+    """Return the JSON document of a run: the report itself, or one that holds several under `reports`."""
+    from gatepost.verify.report import as_json
+
+    return as_json.to_json(reports[0]) if len(reports) == 1 else as_json.several_to_json(reports)
+
+
+class Before:
+    """Earlier reports to compare with, by server. Read and checked when it is made: before the run."""
+
+    def __init__(self, path: Path | None, subjects: Sequence[Subject]) -> None:
+        self._reports: dict[str, Report] = {}
+        if path is None:
+            return
+        from gatepost.verify.report import as_json
+
+        option = f"--compare {path}"
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
+            raise GatepostError(f"{option}: {reason}", expected="what gatepost verify --json wrote") from error
+        with contextlib.suppress(ValueError):
+            several = json.loads(text)
+            if isinstance(several, dict) and isinstance(several.get("reports"), list):
+                texts = [json.dumps(one) for one in several["reports"]]
+                self._reports = {r.target.hostname: r for r in (as_json.from_json(t, option) for t in texts)}
+        if not self._reports:
+            report = as_json.from_json(text, option)
+            self._reports = {report.target.hostname: report}
+        missing = [s.target.hostname for s in subjects if self.of(s) is None]
+        if missing:
+            raise GatepostError(
+                f"{option}: a report of {', '.join(self._reports)}, and none of {', '.join(missing)}",
+                expected="an earlier report of the same server",
+            )
+
+    def of(self, subject: Subject) -> Report | None:
+        """Return the earlier report of a server, None where nothing is compared."""
+        return self._reports.get(subject.target.hostname)
+
+
+class Files:
+    """The report files that were asked for. That they can be written is tried when it is made: before the run.
+
+    JUnit XML and Prometheus text hold several servers in one file; of HTML each has a page of its own, in a directory.
+    """
+
+    def __init__(
+        self, subjects: Sequence[Subject], *, html: Path | None, junit: Path | None, prometheus: Path | None
+    ) -> None:
+        self._junit = junit and _writable(junit, "--junit")
+        self._prometheus = prometheus and _writable(prometheus, "--prometheus")
+        names = [subject.target.hostname for subject in subjects]
+        if prometheus and len(set(names)) < len(names):
+            raise GatepostError(
+                f"--prometheus {prometheus}: several servers have one name: {', '.join(dict.fromkeys(names))}",
+                expected="names that differ, since metrics are told apart by them",
+                next_step="Judge these servers in runs of their own, or give their names instead of addresses.",
+            )
+        self._pages: dict[str, Path] = {}
+        if html and len(subjects) == 1:
+            self._pages[subjects[0].name] = _writable(html, "--html")
+        elif html:
+            with _reports(f"--html {html}", "a directory: there are several servers, and each has a page"):
+                html.mkdir(exist_ok=True)
+            self._pages = {s.name: _writable(html / f"{s.name}.html", "--html") for s in subjects}
+
+    def write(self, shown: Sequence[tuple[Subject, Report]], before: Before) -> None:
+        """Write what was asked for, each file in one step."""
+        reports = [report for _subject, report in shown]
+        for subject, report in shown:
+            if subject.name in self._pages:
+                environment.write(self._pages[subject.name], _page(report, before.of(subject)), 0o644)
+        if self._junit:
+            from gatepost.verify.report import junit
+
+            environment.write(self._junit, junit.to_junit(reports), 0o644)
+        if self._prometheus:
+            from gatepost.verify.report import prometheus
+
+            environment.write(self._prometheus, prometheus.to_prometheus(reports), 0o644)
+
+
+def _page(report: Report, old: Report | None) -> str:
     from gatepost.verify.report import html
 
-    environment.write(path, html.render(report), 0o644)
+    return html.render(report)
 
 
-def keep(report: Report, directory: Path) -> Path:
+@contextlib.contextmanager
+def _reports(what: str, expected: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise GatepostError(
+            f"{what}: {error.strerror}",
+            expected=expected,
+            next_step="Nothing was sent. Make the directory, or name another path.",
+        ) from error
+
+
+def _writable(path: Path, option: str) -> Path:
+    """Return the path, links followed, when a report can be put there; raise GatepostError otherwise."""
+    what, expected = f"{option} {path}", "a file that can be written, in a directory that is there"
+    with _reports(what, expected):
+        whole = path.resolve()
+        if whole.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if whole.exists() and not whole.is_file():  # it would be replaced, and with it /dev/null
+            raise OSError(errno.EINVAL, "neither a file nor a new name")
+        # Really, since neither mode bits nor mount options say it all. A report is a new file beside the old one.
+        with tempfile.TemporaryFile(dir=whole.parent):
+            pass
+    return whole
+
+
+def keep(report: Report, directory: Path, old: Report | None = None) -> Path:
     """Write the report as JSON and HTML under its time and as last.json and last.html; return the latter's path."""
     from gatepost.verify.report import as_json
 
     environment.private_directory(directory)
     name = f"{report.started:%Y%m%dT%H%M%SZ}"
-    for ending, text in (("json", as_json.to_json(report)),):
-        environment.write(directory / f"{name}.{ending}", text)
-        environment.write(directory / f"last.{ending}", text)
-    for path in (directory / f"{name}.html", directory / "last.html"):
-        write_html(report, path)
-    for ending in ("json", "html"):
-        for old in sorted(directory.glob(f"[0-9]*.{ending}"))[:-REPORTS_KEPT]:
-            old.unlink(missing_ok=True)
+    page = _page(report, old)
+    for ending, text, mode in (("json", as_json.to_json(report), 0o600), ("html", page, 0o644)):
+        environment.write(directory / f"{name}.{ending}", text, mode)
+        environment.write(directory / f"last.{ending}", text, mode)
+        for outdated in sorted(directory.glob(f"[0-9]*.{ending}"))[:-REPORTS_KEPT]:
+            outdated.unlink(missing_ok=True)
     return directory / "last.html"
 
 

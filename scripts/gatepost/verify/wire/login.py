@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from gatepost.verify.model import Account, Line
 from gatepost.verify.wire.probe import Probe, Site
-from gatepost.verify.wire.session import Answer, Ended, Session, WireError, plain
+from gatepost.verify.wire.session import Answer, Ended, Reply, Session, WireError, plain
 
 LOGIN_SECONDS = 20.0  # a server may delay, and its password hash may be costly
 
@@ -58,6 +58,8 @@ def _logins(site: Site) -> tuple[Attempt, ...]:
             except WireError as error:
                 answer = Ended(error.failure, error.detail)
             attempts.append(Attempt(way, answer, session.transcript))
+        if isinstance(answer, Reply) and answer.code == 535:
+            break  # the other ways would be two more failed logins, for the same answer
     return tuple(attempts)
 
 

@@ -187,12 +187,26 @@ def _row(
     expected: str,
     remedy: str,
     source: str,
+    problem: str,
+    risk: str,
     *,
     scope: Scope = Scope.ALL,
 ) -> Requirement:
     # Without a handshake CRT-01 says so, and the others have nothing to look at.
     needs_tls = check is not chain
-    return Requirement(id, scope, title, expected, remedy, source, (CERTIFICATE,), check, needs_tls=needs_tls)
+    return Requirement(
+        id,
+        scope,
+        title,
+        expected,
+        remedy,
+        source,
+        (CERTIFICATE,),
+        check,
+        needs_tls=needs_tls,
+        problem=problem,
+        risk=risk,
+    )
 
 
 REQUIREMENTS = (
@@ -203,6 +217,10 @@ REQUIREMENTS = (
         "leaf and intermediates that lead to the trust store, without fetching any",
         "smtpd_tls_chain_files = key, full chain: leaf first, then each intermediate; then postfix reload",
         "RFC 8314 §4.4, RFC 8446 §4.4.2",
+        "The certificate cannot be traced to a CA that clients trust: self-signed, expired, or an intermediate is "
+        "missing.",
+        "Mail programs warn or refuse; users learn to click warnings away, and servers that demand a valid one "
+        "(MTA-STS, DANE by PKIX) stop delivering.",
     ),
     _row(
         "CRT-02",
@@ -211,6 +229,8 @@ REQUIREMENTS = (
         "a dNSName that matches the name that clients are told",
         "a certificate for that name in smtpd_tls_chain_files; no other one for it in tls_server_sni_maps",
         "RFC 7817 §3, RFC 9525",
+        "The certificate is for another name than the one that clients connect to.",
+        "Mail programs warn or refuse; a user who accepts it accepts an impostor's just as well.",
     ),
     _row(
         "CRT-03",
@@ -219,6 +239,9 @@ REQUIREMENTS = (
         f"begun, and more than {FAIL_DAYS} days left (a warning from {WARN_DAYS} days)",
         "renew it, and postfix reload as a hook of the renewal",
         "RFC 8314 §4.4",
+        "The certificate has expired, is not valid yet, or will expire within two weeks.",
+        "From that day mail programs warn or refuse, usually for all users at once. Under two weeks also means that "
+        "the automatic renewal has failed.",
     ),
     _row(
         "CRT-04",
@@ -227,6 +250,9 @@ REQUIREMENTS = (
         "RSA with 2048 bits or more, or ECDSA on P-256 or P-384",
         "a new key and certificate in smtpd_tls_chain_files",
         "RFC 9325 §4.5",
+        "The certificate's key is too short.",
+        "It can be computed from the certificate; many clients (OpenSSL at level 2, as on Debian) refuse the "
+        "connection.",
     ),
     _row(
         "CRT-05",
@@ -235,6 +261,8 @@ REQUIREMENTS = (
         "no SHA-1, no MD5",
         "a new certificate, from a CA that signs with SHA-256",
         "RFC 9155, RFC 9325 §4.5",
+        "The certificate or an intermediate is signed with SHA-1 or MD5.",
+        "Signatures of that kind can be forged, and current clients refuse them.",
     ),
     _row(
         "CRT-06",
@@ -243,6 +271,8 @@ REQUIREMENTS = (
         "at least one dNSName: the common name is ignored",
         "a new certificate with subjectAltName",
         "RFC 7817 §3, RFC 9525 §2",
+        "The certificate names its server only in the common name, which clients no longer read.",
+        "Current clients find no name in it and refuse the connection.",
     ),
     _row(
         "CRT-07",
@@ -251,6 +281,8 @@ REQUIREMENTS = (
         "byte-identical leaves",
         "one smtpd_tls_chain_files in main.cf, no -o in master.cf; postfix reload after a renewal",
         "operation",
+        "The ports do not serve the same certificate.",
+        "One of them was missed by a renewal, or not reloaded: it will expire while the others look well.",
         scope=Scope.SERVER,
     ),
     _row(
@@ -260,6 +292,8 @@ REQUIREMENTS = (
         "extended key usage serverAuth, and not a CA's",
         "a server certificate in smtpd_tls_chain_files",
         "RFC 5280 §4.2.1.12",
+        "The certificate was made for something else than a server.",
+        "Clients that check the purpose refuse it; a CA's certificate on a server puts the CA's key at risk.",
     ),
     _row(
         "CRT-09",
@@ -268,5 +302,7 @@ REQUIREMENTS = (
         "no must-staple extension (1.3.6.1.5.5.7.1.24)",
         "a certificate without must-staple: Postfix cannot staple",
         "RFC 7633",
+        "The certificate demands a proof of freshness that Postfix cannot give.",
+        "Clients that honour must-staple refuse every connection.",
     ),
 )

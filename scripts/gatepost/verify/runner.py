@@ -9,17 +9,19 @@ certificate of their site is judged good.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
 import gatepost
-from gatepost.verify.checks import certificate
+from gatepost.verify.checks import certificate, vantage
 from gatepost.verify.checks.certificate import CERTIFICATE
+from gatepost.verify.checks.delivery import DELIVERY
 from gatepost.verify.checks.tls import VERSIONS, has_tls
 from gatepost.verify.model import Finding, Report, Result, Target, Verdict
 from gatepost.verify.registry import (
@@ -34,12 +36,18 @@ from gatepost.verify.registry import (
     key,
     requirements,
 )
-from gatepost.verify.wire.probe import Failed, Phase, Probe, Site
+from gatepost.verify.wire import delivery, message
+from gatepost.verify.wire.probe import Failed, Logins, Phase, Probe, Site
 from gatepost.verify.wire.reach import REACH
-from gatepost.verify.wire.session import Failure, WireError
+from gatepost.verify.wire.session import Failure, Stop, WireError
 
 PER_PORT = 10
 IN_ALL = 40
+# A phase ends after so many seconds whatever the server does, and what it did not get to is not run; a whole run on our
+# own server takes 5 to 10 s without limits. Each phase has its own limit, so that test mails are removed (AFTER) even
+# where MAIN did not come to its end.
+PHASE_SECONDS = {Phase.MAIN: 180.0, Phase.AFTER: 120.0, Phase.LAST: 420.0}
+REACH_SECONDS = 40.0  # for the first look: three deadlines where postscreen greets, and its second visit
 SILENCES = 2  # a port that let this many probes time out at its greeting has gone silent: the rest is not tried
 
 Progress = Callable[[int, int], None]  # probes done, probes in all
@@ -55,7 +63,8 @@ def run(
 ) -> Report:
     """Judge the target and return the report; `only`, `skip` and `allowed` (to be inconclusive) take requirement ids.
 
-    KeyboardInterrupt ends the run early with a partial report (`interrupted`). Raises GatepostError for an unknown id.
+    KeyboardInterrupt, and a phase that takes longer than PHASE_SECONDS, end the run early with a partial report
+    (`interrupted`). Raises GatepostError for an unknown id.
     """
     started, began = datetime.now(UTC), time.monotonic()
     rows = requirements()
@@ -66,8 +75,11 @@ def run(
     interrupted = False
     try:
         watch.look(judged)
+        interrupted = bool(watch.overdue)
     except KeyboardInterrupt:
         interrupted = True
+    watch.clean_up()
+    seen = Seen(target, None, watch.observations)
     results = [result for row in asked for result in _results(row, watch, skipped=row.id in skip)]
     return Report(
         target=target,
@@ -79,6 +91,8 @@ def run(
         only=tuple(only),
         skipped=tuple(skip),
         allowed=tuple(allowed),
+        sights=vantage.sights(seen),
+        diagnoses=vantage.diagnoses(seen),
     )
 
 
@@ -88,8 +102,11 @@ class Watch:
     def __init__(self, target: Target, progress: Progress | None = None) -> None:
         self.target = target
         self.progress = progress
-        self.cancelled = threading.Event()
-        self.sites = [Site(target, li, a, self.cancelled) for li in target.listeners for a in target.addresses]
+        self.cancelled = Stop()
+        self.ends = {phase: Stop() for phase in Phase}
+        self.overdue: list[Phase] = []  # phases that met their time limit
+        logins = Logins()
+        self.sites = [Site(target, li, a, self.cancelled, logins) for li in target.listeners for a in target.addresses]
         self.observations: dict[Key, Any] = {}
         self.seconds: dict[Key, float] = {}
         self.dead: dict[Site, str] = {}
@@ -107,8 +124,12 @@ class Watch:
             for port in ports:
                 pools[port] = ThreadPoolExecutor(max(2, min(PER_PORT, IN_ALL // len(ports))), f"port-{port}")
             reached = {s: pools[s.listener.port].submit(self._observe, s, REACH) for s in self.sites}
-            for site, future in reached.items():
-                future.result()
+            if wait(reached.values(), REACH_SECONDS).not_done:
+                endless = Failed(Failure.TIMED_OUT, f"no end of the first look within {REACH_SECONDS:g} s")
+                with self._lock:
+                    for site in self.sites:
+                        self.observations.setdefault(key(site, REACH), endless)
+            for site in self.sites:
                 found = self.observations[key(site, REACH)]
                 why = str(found) if isinstance(found, Failed) else found.dead
                 if why:
@@ -117,13 +138,31 @@ class Watch:
                 futures = self._start(rows, pools, phase)
                 # Of the server as a whole; some pool has to run them, and the first is as good as any.
                 futures += self._start_server(rows, next(iter(pools.values())), phase)
-                for future in futures:
-                    future.result()
+                if wait(futures, PHASE_SECONDS[phase]).not_done:
+                    self.overdue.append(phase)
+                    for future in futures:
+                        future.cancel()
+                    self.ends[phase].set()
         finally:
             with self._lock:
                 self.cancelled.set()
+            for end in self.ends.values():
+                end.set()
             for pool in pools.values():
                 pool.shutdown(wait=False, cancel_futures=True)
+
+    @property
+    def cut_short(self) -> str:
+        """Return by which time limits the run was cut short, empty when it was not."""
+        limits = " and ".join(f"{PHASE_SECONDS[phase]:g} s of the phase {phase.name.lower()}" for phase in self.overdue)
+        return f"the run's time limit, {limits}, came before this was looked at" if limits else ""
+
+    def clean_up(self) -> None:
+        """Remove the test messages that were delivered and not read back: of a run that was cut short, or of LAST."""
+        read = key(None, DELIVERY) in self.observations and not self.target.limits
+        if self.target.via and message.written() and not read:
+            with contextlib.suppress(WireError, KeyboardInterrupt):
+                delivery.clean_up(self.target)
 
     def chosen(self, site: Site) -> bool:
         """Whether once-only work is done here: on the listener's first living address, on the first when none lives."""
@@ -192,6 +231,7 @@ class Watch:
         self._keep(site, probe, look)
 
     def _from_where(self, site: Site, probe: Probe[Any]) -> Site:
+        site = replace(site, cancelled=self.ends[probe.phase])
         if probe.phase is not Phase.LAST or not self.target.limit_addresses:
             return site
         return replace(site, target=replace(self.target, source_addresses=self.target.limit_addresses))
@@ -212,7 +252,8 @@ class Watch:
         except Exception as error:  # a mistake of ours in one probe costs its own checks, not the run
             result = Failed(Failure.BROKEN, f"the probe {probe.name} broke: {type(error).__name__}: {error}")
         with self._lock:
-            if self.cancelled.is_set():  # too late: the report is being made
+            # Too late: the report is being made, or what was seen is how we shut the connection.
+            if self.cancelled.is_set() or self.ends[probe.phase].is_set():
                 return
             self.observations[key(site, probe)] = result
             self.seconds[key(site, probe)] = time.monotonic() - began
@@ -287,7 +328,7 @@ def _finding(row: Requirement, watch: Watch, site: Site | None, *, skipped: bool
     missing = row.needs.missing(watch.target, site.listener if site else None)
     if missing:
         return Finding(Verdict.NOT_RUN, missing)
-    others = [p for p in row.probes if p.name != REACH.name]
+    others = [p for p in row.probes if p.name not in (REACH.name, vantage.VANTAGE.name)]
     if site in watch.dead and others:
         return _blocked(watch, f"the port does not answer: {watch.dead[site]}", "GEN-NET-01", "GEN-BAN-01")
     seen = Seen(watch.target, site, watch.observations)
@@ -296,9 +337,11 @@ def _finding(row: Requirement, watch: Watch, site: Site | None, *, skipped: bool
             return _blocked(watch, "no TLS handshake succeeded on this port", "TLS-VER-01", "TLS-VER-02")
         return row.check(seen)
     except NotObserved as error:
+        if error.failed.failure is Failure.LOGIN_REFUSED:
+            return _blocked(watch, str(error.failed), "SUB-AUTH-05")
         verdict = Verdict.NOT_RUN if error.failed.failure is Failure.NOT_TRIED else Verdict.INCONCLUSIVE
         return Finding(verdict, str(error.failed), error.failed.transcript)
     except Unobserved:
-        return Finding(Verdict.NOT_RUN, "the run was interrupted before this was looked at")
+        return Finding(Verdict.NOT_RUN, watch.cut_short or "the run was interrupted before this was looked at")
     except Exception as error:  # a mistake in one check must be seen in its own row and must not end the run
         return Finding(Verdict.INCONCLUSIVE, f"the check broke: {type(error).__name__}: {error}")

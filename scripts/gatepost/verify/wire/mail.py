@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 
 from gatepost.verify.wire.probe import Case, Dialogue, Site, Step, Told, case, open_session, tell_case
 from gatepost.verify.wire.session import Answer, Ended, Session, WireError
@@ -62,9 +62,15 @@ def _oversized(session: Session, sender: str, limit: int) -> Told:
     return Told("DATA", steps, session.transcript[before:])
 
 
-@lru_cache(maxsize=1)
-def _message(octets: int) -> bytes:
-    head = b"Subject: Gatepost probe of message_size_limit; not to be delivered\r\n\r\n"
-    line = b"x" * 998 + b"\r\n"
-    body = (head + line * (octets // len(line) + 1))[: octets - 2] + b"\r\n"
-    return body + b".\r\n"
+def _message(octets: int) -> Iterator[bytes]:
+    """Make a message of so many octets, line by line: a server may announce a limit that is large for this side."""
+    line = b"Subject: Gatepost probe of message_size_limit; not to be delivered\r\n\r\n"
+    octets -= 2
+    while octets > 0:
+        yield line[:octets]
+        octets -= len(line)
+        line = _LINES
+    yield b"\r\n.\r\n"
+
+
+_LINES = (b"x" * 998 + b"\r\n") * 64

@@ -12,19 +12,48 @@ import re
 import socket
 import threading
 from collections.abc import Callable, Iterable
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Generic, TypeVar
 
 from gatepost.listeners import Listener
 from gatepost.verify.model import Line, Target
-from gatepost.verify.wire.session import Answer, Ended, Failure, Reply, Session, WireError
+from gatepost.verify.wire.session import Answer, Ended, Failure, Reply, Session, Stop, WireError
 
 T_co = TypeVar("T_co", covariant=True)
 
 ERRORS_PER_CONNECTION = 4  # Postfix delays each further error by 1 s after smtpd_soft_error_limit (5 in hard settings)
 LIMIT_PAUSE = 1.0  # seconds to wait, once, when a server says 421 in its greeting
 CASES_PER_CONNECTION = 10  # each ends with RSET, and smtpd_junk_command_limit counts those
+
+
+class Logins:
+    """The first login of each account on each listener, for which the others wait: a password that is wrong is shown
+    once, and not as often as there are probes (servers count failed logins, and shut out who has too many)."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._first: dict[tuple[str, str], Future[Reply | None]] = {}
+
+    def ask(self, who: tuple[str, str], log_in: Callable[[], Reply], note: Callable[[str], None]) -> Reply:
+        """Log in, unless the first login answered 535: then return that reply, and note it."""
+        with self._lock:
+            first = self._first.get(who)
+            if first is None:
+                mine = self._first[who] = Future()
+        if first is None:
+            reply: Reply | None = None
+            try:
+                reply = log_in()
+                return reply
+            finally:
+                mine.set_result(reply)
+        earlier = first.result()
+        if earlier is None or earlier.code != 535:
+            return log_in()
+        note(f"login as {who[1]} not tried again: it was refused before ({earlier})")
+        return earlier
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,9 +63,8 @@ class Site:
     target: Target
     listener: Listener
     address: str
-    cancelled: threading.Event = field(
-        default_factory=threading.Event, compare=False, repr=False
-    )  # the run was stopped
+    cancelled: Stop = field(default_factory=Stop, compare=False, repr=False)  # the run, or its phase, was stopped
+    logins: Logins = field(default_factory=Logins, compare=False, repr=False)  # of the run
 
     def __str__(self) -> str:
         return (
@@ -136,7 +164,7 @@ class Send:
 
     data: str | bytes
     quiet: float | None = None
-    timeout: float = 8.0
+    timeout: float | None = None  # seconds; None: the session's own
     vital: bool = False
     replies: int = 1  # more, where `data` holds several commands
 
@@ -374,8 +402,9 @@ def open_session(session: Session, *, tls: bool, ehlo: str | None, account: int 
         if account is not None and session.site.listener.is_submission:
             login = session.login(target.accounts[account])
             if login.code != 235:
+                refused = Failure.LOGIN_REFUSED if (account, login.code) == (0, 535) else Failure.CLOSED
                 raise session.failure(
-                    Failure.LIMITED if is_limit(login) else Failure.CLOSED,
+                    Failure.LIMITED if is_limit(login) else refused,
                     f"login as {target.accounts[account].address} answered {login}",
                 )
     return Opened(greeting, clear, inside, login)
@@ -431,6 +460,10 @@ def _again(site: Site, cases: tuple[Case, ...], label: str, **how: Any) -> Told:
     """Tell one case on a connection of its own."""
     this = next(c for c in cases if c.label == label)
     with Session(site) as session:
-        open_session(session, **how)
+        try:
+            open_session(session, **how)
+        except WireError as error:
+            ended = Ended(error.failure, f"on a new connection: {error.detail}")
+            return Told(label, (Step(_first(this), (ended,)),), error.transcript, retried=True)
         told, _ = tell_case(session, this)
     return Told(told.label, told.steps, told.transcript, retried=True)

@@ -12,8 +12,10 @@ import enum
 import re
 import socket
 import ssl
+import threading
 import time
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -29,13 +31,47 @@ POSTSCREEN_SECONDS = 10.0  # after a first `220-` line: postscreen's greet_wait 
 HANDSHAKE_SECONDS = 5.0
 REPLY_SECONDS = 8.0
 MAX_LINE = 4096  # RFC 5321 §4.5.3.1.5 asks for 512; more than this is garbage
-MAX_REPLY = 65536
+MAX_REPLY = 32768  # an EHLO reply of Postfix has 300; many are kept until the report is made
+MAX_LINES = 256  # of one reply
+MAX_QUOTED = 300  # characters of a reply's first line in a sentence; the transcript has more
 MAX_TRANSCRIPT = 400  # lines kept of one connection
 MAX_SHOWN = 400  # characters kept of one transcript line
+
+STOPPED = "the run was stopped before the server answered"
 
 _REPLY_LINE = re.compile(rb"([2-5][0-9]{2})([ -])(.*)\Z", re.DOTALL)
 _BARE_CODE = re.compile(rb"[2-5][0-9]{2}\Z")
 _ENHANCED = re.compile(r"([245])\.(\d{1,3})\.(\d{1,3})(?= |\Z)")
+
+
+class Stop(threading.Event):
+    """The end of a run for its connections. Setting it shuts down the watched sockets, so that whatever waits on one,
+    in Python, OpenSSL or tlslite-ng, ends at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._watched: weakref.WeakSet[socket.socket] = weakref.WeakSet()
+        self._guard = threading.Lock()
+
+    def watch(self, connection: socket.socket) -> None:
+        """Shut this socket down when the run ends."""
+        with self._guard:
+            self._watched.add(connection)
+        if self.is_set():
+            _shut(connection)
+
+    def set(self) -> None:
+        """End everything."""
+        super().set()
+        with self._guard:
+            for connection in tuple(self._watched):
+                _shut(connection)
+
+
+def _shut(connection: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        # Past SSLSocket.shutdown(), which forgets its TLS and would let the next write through in clear.
+        socket.socket.shutdown(connection, socket.SHUT_RDWR)
 
 
 class Failure(enum.StrEnum):
@@ -49,6 +85,7 @@ class Failure(enum.StrEnum):
     TLS_REJECTED = "TLS rejected"  # the server sent a TLS alert; `detail` names it
     TLS_FAILED = "TLS failed"  # the handshake ended otherwise, or we did not accept the certificate
     GARBAGE = "garbage"  # not SMTP, not TLS, or beyond our limits
+    LOGIN_REFUSED = "login refused"  # the first account's, by 535: SUB-AUTH-05 says so
     LIMITED = "limited"  # the server answered by a limit of its own (421, too many …): says nothing about the question
     BUSY = "busy"  # something on this computer stands in the way
     NOT_TRIED = "not tried"  # by us, on purpose
@@ -98,7 +135,9 @@ class Reply:
         return None
 
     def __str__(self) -> str:
-        return f"{self.code} {self.lines[0]}" + (f" (+{len(self.lines) - 1} lines)" if len(self.lines) > 1 else "")
+        first = self.lines[0]
+        quoted = first if len(first) <= MAX_QUOTED else f"{first[:MAX_QUOTED]} … ({len(first)} characters)"
+        return f"{self.code} {quoted}" + (f" (+{len(self.lines) - 1} lines)" if len(self.lines) > 1 else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +201,8 @@ class Session:
 
     def failure(self, failure: Failure, detail: str) -> WireError:
         """Return the error to raise, noted in the transcript and carrying it."""
+        if self.site.cancelled.is_set():  # then it is this side that ended the connection
+            failure, detail = Failure.NOT_TRIED, STOPPED
         self.note(f"{failure}: {detail}" if detail else str(failure))
         error = WireError(failure, detail)
         error.transcript = self.transcript
@@ -169,13 +210,17 @@ class Session:
 
     # -- connecting ------------------------------------------------------------------------------------------------
 
-    def connect(self, timeout: float = CONNECT_SECONDS) -> None:
+    def connect(self, timeout: float | None = None) -> None:
         """Open the TCP connection, from the target's source address where one is given."""
         site = self.site
+        timeout = CONNECT_SECONDS if timeout is None else timeout
+        if site.cancelled.is_set():
+            raise self.failure(Failure.NOT_TRIED, STOPPED)
         source = (site.source, 0) if site.source else None
         try:
             self._socket = socket.create_connection((site.address, site.listener.port), timeout, source)
             self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            site.cancelled.watch(self._socket)
         except ConnectionRefusedError:
             raise self.failure(Failure.REFUSED, f"connection to {site} refused") from None
         except TimeoutError:
@@ -184,9 +229,20 @@ class Session:
             raise self.failure(Failure.UNREACHABLE, f"{site}: {error.strerror or error}") from None
         self.note(f"connected to {site}")
 
-    def banner(self, timeout: float = BANNER_SECONDS) -> Reply:
-        """Read the greeting; a first `220-` line (postscreen) earns the wait for the second one."""
-        return self._read_reply(timeout, then=POSTSCREEN_SECONDS)
+    def banner(
+        self,
+        timeout: float | None = None,
+        *,
+        meanwhile: Callable[[], None] | None = None,
+        broken_off: bool = False,
+    ) -> Reply:
+        """Read the greeting; a first `220-` line (postscreen) earns the wait for the second one.
+
+        `meanwhile` is called when that wait begins. With `broken_off` a greeting is whole where another reply begins:
+        to a client that speaks too early postscreen never ends it.
+        """
+        timeout = BANNER_SECONDS if timeout is None else timeout
+        return self._read_reply(timeout, then=POSTSCREEN_SECONDS, meanwhile=meanwhile, broken_off=broken_off)
 
     def open(self, *, ehlo: str | None = None, tls: bool = True, verify: bool = False) -> Reply:
         """Connect and go as far as asked: TLS where `tls` (implicit listeners: always), banner, EHLO; return the last
@@ -233,7 +289,12 @@ class Session:
         self._socket.settimeout(max(0.01, min(HANDSHAKE_SECONDS, self._end - time.monotonic())))
         try:
             name = self.site.target.hostname if server_name is None else server_name or None
-            self._socket = context.wrap_socket(self._socket, server_hostname=name)
+            # In two steps: while hands are shaken the socket is already watched, and a connection that was reset is
+            # noticed (wrap_socket alone leaves it without TLS and says nothing).
+            wrapped = context.wrap_socket(self._socket, server_hostname=name, do_handshake_on_connect=False)
+            self._socket = wrapped
+            self.site.cancelled.watch(wrapped)
+            wrapped.do_handshake()
         except TimeoutError:
             raise self.failure(Failure.TIMED_OUT, "no end of the TLS handshake") from None
         except ssl.SSLCertVerificationError as error:
@@ -247,8 +308,8 @@ class Session:
         except OSError as error:
             raise self.failure(Failure.CLOSED, f"in the TLS handshake: {error.strerror or error}") from None
         self.tls = True
-        cipher = self._socket.cipher()
-        self.note(f"{self._socket.version()} with {cipher[0] if cipher else 'no cipher'}")
+        cipher = wrapped.cipher()
+        self.note(f"{wrapped.version()} with {cipher[0] if cipher else 'no cipher'}")
 
     @property
     def tls_socket(self) -> ssl.SSLSocket:
@@ -264,7 +325,7 @@ class Session:
 
     # -- speaking --------------------------------------------------------------------------------------------------
 
-    def command(self, line: str, timeout: float = REPLY_SECONDS) -> Reply:
+    def command(self, line: str, timeout: float | None = None) -> Reply:
         """Send one line (CRLF is added) and read its reply."""
         self.send(line.encode("utf-8", "surrogateescape") + b"\r\n")
         return self.reply(timeout)
@@ -285,24 +346,29 @@ class Session:
         except OSError as error:
             raise self.failure(Failure.RESET, str(error.strerror or error)) from None
 
-    def stream(self, data: bytes) -> None:
-        """Send much, with only its size in the transcript; ends early when the server closes."""
+    def stream(self, data: bytes | Iterable[bytes]) -> None:
+        """Send much, as a whole or in pieces made on the way, with only its size in the transcript; ends early when
+        the server closes."""
         assert self._socket is not None
-        self._record("send", f"({len(data)} octets)")
-        view = memoryview(data)
+        sent = 0
         try:
-            while view and not self.site.cancelled.is_set():
-                self._socket.settimeout(max(0.01, min(REPLY_SECONDS, self._end - time.monotonic())))
-                self._socket.sendall(view[:262144])
-                view = view[262144:]
+            for piece in (data,) if isinstance(data, bytes) else data:
+                view = memoryview(piece)
+                while view and not self.site.cancelled.is_set():
+                    self._socket.settimeout(max(0.01, min(REPLY_SECONDS, self._end - time.monotonic())))
+                    # One TLS record: the time allowed counts for each of them anew.
+                    self._socket.sendall(view[:16384])
+                    sent += len(view[:16384])
+                    view = view[16384:]
+            self._record("send", f"({sent} octets)")
         except TimeoutError:
-            raise self.failure(Failure.TIMED_OUT, f"the server takes no more bytes ({len(view)} left)") from None
+            raise self.failure(Failure.TIMED_OUT, f"the server takes no more bytes after {sent}") from None
         except OSError:
-            self.note(f"the server closed with {len(view)} octets left to send")
+            self.note(f"the server closed after {sent} octets of a message")
 
-    def reply(self, timeout: float = REPLY_SECONDS) -> Reply:
+    def reply(self, timeout: float | None = None) -> Reply:
         """Read one reply."""
-        reply = self._read_reply(timeout)
+        reply = self._read_reply(REPLY_SECONDS if timeout is None else timeout)
         self._challenged = reply.code == 334
         return reply
 
@@ -321,7 +387,7 @@ class Session:
     def read(self, timeout: float, most: int = 4096) -> bytes:
         """Read whatever comes first within `timeout` seconds: b"" when nothing did. Raise when the connection ends."""
         if not self._buffer:
-            deadline = time.monotonic() + timeout
+            deadline = min(time.monotonic() + timeout, self._end)
             with contextlib.suppress(_Silence):
                 while not self._buffer:
                     self._fill(deadline)
@@ -334,11 +400,14 @@ class Session:
     def login(self, account: Account) -> Reply:
         """AUTH PLAIN with an initial response (RFC 4616).
 
-        Only inside TLS; the caller has judged the connection safe.
+        Only inside TLS; the caller has judged the connection safe. What a listener once refused with 535 is not sent
+        there again in this run: the same reply is returned.
         """
         if not self.tls:
             raise self.failure(Failure.TLS_FAILED, "a login outside TLS was asked for and not sent")
-        return self.command(f"AUTH PLAIN {plain(account.address, account.password)}", 20.0)
+        command = f"AUTH PLAIN {plain(account.address, account.password)}"
+        who = (self.site.listener.name, account.address)
+        return self.site.logins.ask(who, lambda: self.command(command, 20.0), self.note)
 
     def quit(self) -> Reply:
         """Say QUIT and close."""
@@ -354,7 +423,14 @@ class Session:
 
     # -- reading ---------------------------------------------------------------------------------------------------
 
-    def _read_reply(self, timeout: float, then: float | None = None) -> Reply:
+    def _read_reply(
+        self,
+        timeout: float,
+        then: float | None = None,
+        meanwhile: Callable[[], None] | None = None,
+        *,
+        broken_off: bool = False,
+    ) -> Reply:
         began = time.monotonic()
         deadline = min(began + timeout, self._end)
         lines: list[str] = []
@@ -374,10 +450,15 @@ class Session:
                 this, more, text = line, False, b""
             else:
                 raise self.failure(Failure.GARBAGE, f"not an SMTP reply: {_printable(line)[:80]!r}")
+            if code and this != code and broken_off:
+                self._buffer[:0] = line + b"\r\n"
+                self._lines.pop()
+                return Reply(int(code), tuple(lines), time.monotonic() - began)
             if code and this != code:
                 raise self.failure(Failure.GARBAGE, f"one reply with two codes, {code.decode()} and {this.decode()}")
-            if size > MAX_REPLY:
-                raise self.failure(Failure.GARBAGE, f"a reply of more than {MAX_REPLY} bytes")
+            if size > MAX_REPLY or len(lines) >= MAX_LINES:
+                too_much = f"{MAX_REPLY} bytes" if size > MAX_REPLY else f"{MAX_LINES} lines"
+                raise self.failure(Failure.GARBAGE, f"a reply of more than {too_much}")
             code = this
             lines.append(_printable(text))
             if not more:
@@ -386,7 +467,9 @@ class Session:
                 return Reply(int(code), tuple(lines), time.monotonic() - began)
             if then is not None:
                 first = time.monotonic()
-                deadline, then = min(first + then, self._end), None
+                if meanwhile is not None and b"\n" not in self._buffer:
+                    meanwhile()
+                deadline, then = min(time.monotonic() + then, self._end), None
 
     def _line(self, deadline: float) -> bytes:
         while True:
@@ -404,6 +487,8 @@ class Session:
     def _fill(self, deadline: float) -> None:
         assert self._socket is not None
         left = deadline - time.monotonic()
+        if self.site.cancelled.is_set():
+            raise self.failure(Failure.NOT_TRIED, STOPPED)
         if left <= 0:
             raise _Silence
         # Short slices, so that an interrupted run does not wait for a silent server.
@@ -411,8 +496,6 @@ class Session:
         try:
             data = self._socket.recv(4096)
         except TimeoutError:
-            if self.site.cancelled.is_set():
-                raise self.failure(Failure.NOT_TRIED, "the run was interrupted") from None
             return
         except ConnectionResetError:
             raise self.failure(Failure.RESET, "the server reset the connection") from None

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 # Not in the functions that use it: its modules import each other in a circle, which breaks when two threads begin it.
 from tlslite.constants import ContentType
-from tlslite.errors import BaseTLSException
+from tlslite.errors import BaseTLSException, TLSAbruptCloseError, TLSClosedConnectionError
 from tlslite.handshakesettings import HandshakeSettings
 from tlslite.messages import Finished, Message
 from tlslite.tlsconnection import TLSConnection
@@ -199,10 +199,9 @@ class _Bytes:
         return len(self.data) - self.at
 
 
-def exchange(
-    connection: socket.socket, hello: bytes, *, whole: bool = False, seconds: float = HANDSHAKE_SECONDS
-) -> Heard:
+def exchange(connection: socket.socket, hello: bytes, *, whole: bool = False, seconds: float | None = None) -> Heard:
     """Send a ClientHello and read the server's answer to it: one ServerHello, or with `whole` the flight to its end."""
+    seconds = HANDSHAKE_SECONDS if seconds is None else seconds
     deadline = time.monotonic() + seconds
     seen: dict[str, Any] = {}
     try:
@@ -434,13 +433,47 @@ def _tlslite(session: Session, *, minimum: tuple[int, int], maximum: tuple[int, 
     settings = HandshakeSettings()
     settings.minVersion, settings.maxVersion = minimum, maximum
     settings.minKeySize = 512
-    connection = _recording()(session.raw_socket)
-    session.raw_socket.settimeout(HANDSHAKE_SECONDS)
+    connection = _recording()(_Bounded(session.raw_socket))
     try:
         connection.handshakeClientCert(settings=settings, serverName=session.site.target.hostname)
-    except (BaseTLSException, OSError, ValueError):
+    except Exception as error:  # its parsers raise SyntaxError, IndexError and more on what is no certificate
+        session.note(f"no handshake by hand: {type(error).__name__}: {error}"[:200])
         return None
     return connection
+
+
+class _Bounded:
+    """A socket for tlslite-ng, which has neither deadlines nor limits: both are given to the connection as a whole."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._socket = connection
+        self._deadline = time.monotonic() + 2 * HANDSHAKE_SECONDS  # the handshake, and what follows
+        self._left = MAX_FLIGHT
+
+    def recv(self, count: int) -> bytes:
+        self._wait()
+        data = self._socket.recv(min(count, max(1, self._left)))
+        self._left -= len(data)
+        return data
+
+    def send(self, data: bytes) -> int:
+        self._wait()
+        return self._socket.send(data)
+
+    def sendall(self, data: bytes) -> None:
+        self._wait()
+        self._socket.sendall(data)
+
+    def _wait(self) -> None:
+        left = self._deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("no end of it")
+        if self._left <= 0:
+            raise _Malformed(f"more than {MAX_FLIGHT} bytes")
+        self._socket.settimeout(left)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._socket, name)
 
 
 @cache
@@ -483,8 +516,12 @@ def _renegotiate(connection: Any) -> str:
             if header.type == ContentType.handshake and parser.bytes[0] == 2:
                 return ""
         return "no answer to the new ClientHello"
-    except (BaseTLSException, OSError) as error:
+    except TimeoutError:
+        return "no answer to the new ClientHello"
+    except (TLSAbruptCloseError, TLSClosedConnectionError, OSError) as error:
         return f"closed: {type(error).__name__}"
+    except Exception as error:  # as above: what its parsers raise on garbage is anybody's guess
+        return f"no answer that could be read: {type(error).__name__}: {error}"[:200]
 
 
 _once = threading.Lock()

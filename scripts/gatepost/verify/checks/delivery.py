@@ -18,30 +18,47 @@ from gatepost.verify.registry import (
     inconclusive,
     passed,
 )
-from gatepost.verify.wire.delivery import BARE, LEAKS, Delivered, Sent, deliver, headers, short, sink_address
+from gatepost.verify.wire.delivery import (
+    BARE,
+    LEAKS,
+    Delivered,
+    Outbox,
+    Sent,
+    hand_in,
+    headers,
+    read_back,
+    short,
+    sink_address,
+)
 from gatepost.verify.wire.probe import Failed, Phase, Site
 from gatepost.verify.wire.reach import REACH, Reached
 from gatepost.verify.wire.session import Failure, Reply
 
 
-def _deliver(seen: Seen) -> Delivered:
+def _hand_in(seen: Seen) -> Outbox:
     target = seen.target
     sites: dict[str, Site] = {}
     for listener, address, reached in seen.everywhere(REACH):
         wanted = bool(target.accounts) if listener.is_submission else bool(target.domains)
         if wanted and isinstance(reached, Reached) and not reached.dead:
             sites.setdefault(listener.name, Site(target, listener, address))
-    return deliver(target, tuple(sites.values()))
+    return hand_in(target, tuple(sites.values()))
 
 
-DELIVERY = ServerProbe(
-    "delivery",
-    _deliver,
+OUTBOX = ServerProbe(
+    "outbox",
+    _hand_in,
     needs=Need.VIA,
     phase=Phase.MAIN,
     about="Real messages on every listener: as a client to its own mailbox and to the sink, as a server to the "
-    "mailbox, a +tag and abuse@DOM; one of each with lines that end in a bare LF. They are read back at the server "
-    "(doveadm, postqueue) and removed.",
+    "mailbox, a +tag and abuse@DOM; one of each with lines that end in a bare LF. Only when a login is at the server.",
+)
+DELIVERY = ServerProbe(
+    "delivery",
+    lambda seen: read_back(seen.target, seen[OUTBOX]),
+    needs=Need.VIA,
+    phase=Phase.AFTER,
+    about="The messages are read back at the server (doveadm, postqueue) and at the sink, and removed.",
 )
 
 
@@ -289,7 +306,7 @@ def nothing_relayed(seen: Seen) -> Finding:
 
 
 def signs_nothing(_seen: Seen) -> Finding:
-    """DKM-01 to DKM-04."""
+    """DKM-01 to DKM-04, HST-DKIM-01."""
     return Finding(Verdict.NOT_APPLICABLE, "Gatepost's servers have no DKIM signer yet: these ids wait for it")
 
 
@@ -308,8 +325,11 @@ REQUIREMENTS = (
         expected="no message or bounce for the outside domain at the sink or in the queue",
         remedy="smtpd_relay_restrictions = permit_mynetworks, reject_unauth_destination; reject unknown recipients at "
         "RCPT (smtpd_reject_unlisted_recipient = yes, complete virtual_mailbox_maps).",
+        problem="Something for a stranger's address left the server or waits in its queue, as a message or as a "
+        "bounce.",
+        risk="The server sends spam, or bounces to people who never wrote (backscatter), and lands on block lists.",
         source="RFC 5321 §7.1, §3.6.2",
-        probes=(DELIVERY,),
+        probes=(OUTBOX, DELIVERY),
         check=nothing_relayed,
         needs=Need.VIA | Need.SINK | Need.DOMAIN | Need.OUTSIDE,
         over=Scope.RELAY,
@@ -320,8 +340,10 @@ REQUIREMENTS = (
         title="A message with bare line feeds is delivered whole, or refused",
         expected="every line in the mailbox, or 550 5.5.2 at the end of the message",
         remedy="smtpd_forbid_bare_newline = normalize (or reject); set it explicitly, since 3.7's default is no.",
+        problem="A message with bare line feeds arrives cut off or changed.",
+        risk="Users lose part of a message and nobody is told.",
         source="RFC 5321 §2.3.8, CVE-2023-51764",
-        probes=(DELIVERY,),
+        probes=(OUTBOX, DELIVERY),
         check=bare_lf_kept,
         needs=Need.VIA | Need.LOGIN | Need.DOMAIN,
         once=True,
@@ -333,8 +355,10 @@ REQUIREMENTS = (
         expected="one message at the sink, every line ended by CRLF",
         remedy="smtpd_forbid_bare_newline = normalize on the submission services too; no content filter behind that "
         "passes bare line feeds on.",
+        problem="A message that a user sends leaves the server in a form that others can read as two.",
+        risk="The server becomes the source of smuggled mail, forged in the name of its own domains with a valid SPF.",
         source="RFC 5321 §2.3.8, §4.1.1.4",
-        probes=(DELIVERY,),
+        probes=(OUTBOX, DELIVERY),
         check=not_a_source,
         needs=Need.VIA | Need.SINK | Need.ACCOUNT | Need.OUTSIDE,
         once=True,
@@ -346,8 +370,10 @@ REQUIREMENTS = (
         expected="no header with the client's address, its name or what it said in EHLO",
         remedy=f"Postfix 3.10: -o smtpd_hide_client_session=yes on this service; before: {_SUBCLEANUP}replace the "
         "first Received line.",
+        problem="Mail of users shows from which address and computer they sent it.",
+        risk="Every recipient learns where the user sits: at home, at a hotel, at which provider.",
         source="RFC 6409 §8, RFC 5321 §7.6",
-        probes=(DELIVERY,),
+        probes=(OUTBOX, DELIVERY),
         check=client_hidden,
         needs=Need.VIA | Need.ACCOUNT,
         once=True,
@@ -358,8 +384,10 @@ REQUIREMENTS = (
         title="The login name is not told",
         expected="no (Authenticated sender: …) in a Received header",
         remedy="smtpd_sasl_authenticated_header = no.",
+        problem="Mail of users shows their login name.",
+        risk="Every recipient gets half of what is needed to log in as the user.",
         source="policy (postconf(5), smtpd_sasl_authenticated_header)",
-        probes=(DELIVERY,),
+        probes=(OUTBOX, DELIVERY),
         check=login_hidden,
         needs=Need.VIA | Need.ACCOUNT,
         once=True,
@@ -370,8 +398,10 @@ REQUIREMENTS = (
         title="X-Originating-IP and User-Agent are taken out",
         expected="neither header in the delivered message",
         remedy=f"{_SUBCLEANUP}ignore both (header_checks(5), IGNORE).",
+        problem="Mail of users carries headers that tell their address or mail program.",
+        risk="Every recipient learns where the user sits, or which program and version to attack.",
         source="policy (RFC 6409 §8)",
-        probes=(DELIVERY,),
+        probes=(OUTBOX, DELIVERY),
         check=program_hidden,
         needs=Need.VIA | Need.ACCOUNT,
         once=True,
@@ -382,8 +412,10 @@ REQUIREMENTS = (
         title="Mail between servers keeps its trace",
         expected="the first Received header names the client, its address and the protocol",
         remedy="use header_checks that scrub Received on the submission services' cleanup(8) only, not in main.cf.",
+        problem="The trace of incoming mail does not say where it came from.",
+        risk="Spam and faults cannot be followed to their source, and filters that read the trace stop working.",
         source="RFC 5321 §4.4",
-        probes=(DELIVERY,),
+        probes=(OUTBOX, DELIVERY),
         check=trace_kept,
         needs=Need.VIA | Need.DOMAIN,
         once=True,
@@ -395,8 +427,10 @@ REQUIREMENTS = (
         expected="250 to the end of the message",
         remedy="451 4.7.1 means that a milter does not answer (smtpd_milters, milter_default_action); 452 that the "
         "disk is full (queue_minfree).",
+        problem="A message from a user who logged in is refused at the end.",
+        risk="Users cannot send, though everything up to there looks well.",
         source="RFC 5321 §4.1.1.4, RFC 6409",
-        probes=(DELIVERY,),
+        probes=(OUTBOX, DELIVERY),
         check=taken,
         needs=Need.VIA | Need.ACCOUNT,
         once=True,
@@ -408,8 +442,10 @@ REQUIREMENTS = (
         expected="read back from the mailbox",
         remedy=f"virtual_transport must lead to the delivery agent's socket (lmtp:unix:private/dovecot-lmtp), and "
         f"nothing may discard. {_QUEUE}",
+        problem="The server said yes to a message and did not put it into the mailbox.",
+        risk="Mail is lost or late, and nobody is told: the server has taken responsibility for it.",
         source="RFC 5321 §6.1",
-        probes=(DELIVERY,),
+        probes=(OUTBOX, DELIVERY),
         check=in_mailbox,
         needs=Need.VIA | Need.ACCOUNT,
         once=True,
@@ -420,8 +456,10 @@ REQUIREMENTS = (
         title="A user's message for another domain goes out, with its envelope intact",
         expected="at the sink, with the sender and the recipient that were handed in",
         remedy=f"relayhost, transport_maps and defer_transports decide where it goes. {_QUEUE}",
+        problem="The server said yes to a message for another domain and did not send it as it was handed in.",
+        risk="Mail to the outside is lost or late, and its sender is told after days or not at all.",
         source="RFC 5321 §5.1, §6.1",
-        probes=(DELIVERY,),
+        probes=(OUTBOX, DELIVERY),
         check=at_the_sink,
         needs=Need.VIA | Need.ACCOUNT | Need.SINK | Need.OUTSIDE,
         once=True,
@@ -433,8 +471,10 @@ REQUIREMENTS = (
         expected="all of them read back from a mailbox within 8 s",
         remedy=f"virtual_transport, virtual_alias_maps, recipient_delimiter = +; content filters must let reports to "
         f"abuse through. {_QUEUE}",
+        problem="The server said yes to mail from outside and did not put it into the mailbox.",
+        risk="Mail is lost and nobody is told; for abuse, complaints go unread until the server is blocked.",
         source="RFC 5321 §6.1, RFC 2142 §4, RFC 5965, RFC 5233",
-        probes=(DELIVERY,),
+        probes=(OUTBOX, DELIVERY),
         check=arrived,
         needs=Need.VIA | Need.DOMAIN,
         once=True,
@@ -445,8 +485,10 @@ REQUIREMENTS = (
         title="The trace says that TLS was used, and which",
         expected="with ESMTPS, and using TLSv1.x with cipher … in the Received header",
         remedy="smtpd_tls_received_header = yes.",
+        problem="The trace of a message does not say that it came encrypted.",
+        risk="Nobody can show later whether a message crossed the net in clear.",
         source="RFC 3848, RFC 8314 §4.3",
-        probes=(DELIVERY,),
+        probes=(OUTBOX, DELIVERY),
         check=tls_in_received,
         needs=Need.VIA | Need.DOMAIN,
         once=True,
@@ -459,6 +501,9 @@ REQUIREMENTS = (
             expected="judged when the project has a signer",
             remedy="nothing to do yet.",
             source=source,
+            problem="There is no signer yet, so this is not judged.",
+            risk="Large providers put unsigned mail into the spam folder or refuse it; a signer that signs what strangers "
+            "hand in vouches for forgeries.",
             probes=(REACH,),
             check=signs_nothing,
             severity=Severity.INFO,
@@ -468,6 +513,7 @@ REQUIREMENTS = (
             ("DKM-02", "Mail from outside in our name is not signed", "RFC 6376"),
             ("DKM-03", "Forged Authentication-Results are removed", "RFC 8601 §5"),
             ("DKM-04", "Nothing goes out unsigned while the signer is down", "RFC 6376"),
+            ("HST-DKIM-01", "The signing key is the signer's alone, and the one in the DNS", "RFC 6376 §3.6.1"),
         )
     ),
 )

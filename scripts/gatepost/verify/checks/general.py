@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
+from gatepost.verify.checks import vantage
 from gatepost.verify.checks.answers import acceptance, extensions, judge, refusal, together
 from gatepost.verify.model import Finding, Severity, Verdict
 from gatepost.verify.registry import Need, NotObserved, Requirement, Scope, Seen, failed, inconclusive, passed
@@ -73,7 +74,7 @@ def reachable(seen: Seen) -> Finding:
     """GEN-NET-01."""
     found = seen[REACH]
     if not found.connected:
-        return failed(str(found.answer), transcript=found.transcript)
+        return failed(f"{found.answer}{vantage.why(seen)}", transcript=found.transcript)
     return passed(f"connected in {found.seconds * 1000:.0f} ms", transcript=found.transcript)
 
 
@@ -83,7 +84,7 @@ def banner(seen: Seen) -> Finding:
     if not found.connected:
         return Finding(Verdict.NOT_RUN, f"not reachable (GEN-NET-01): {found.answer}")
     if isinstance(found.answer, Ended):
-        return failed(f"no greeting: {found.answer}", transcript=found.transcript)
+        return failed(f"no greeting: {found.answer}{vantage.log(seen)}", transcript=found.transcript)
     said = f"{found.answer.code} " + " / ".join(found.answer.lines)
     hostname = seen.target.hostname.lower()
     # postscreen's teaser makes two lines of it, on a relay only (MX-PSC-02)
@@ -360,7 +361,7 @@ REQUIREMENTS = (
         risk="On a relay port other servers cannot deliver and give up after days; on a submission port users whose "
         "program is set to it cannot send.",
         source="RFC 8314 §3",
-        probes=(REACH,),
+        probes=(REACH, vantage.VANTAGE),
         check=reachable,
     ),
     Requirement(
@@ -375,7 +376,7 @@ REQUIREMENTS = (
         risk="Clients wait until they time out and mail stays queued at the sender; a wrong name makes other servers "
         "distrust the mail that this one sends.",
         source="RFC 5321 §4.2 and §4.3.1",
-        probes=(REACH,),
+        probes=(REACH, vantage.VANTAGE),
         check=banner,
     ),
     Requirement(

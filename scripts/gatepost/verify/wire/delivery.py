@@ -13,7 +13,6 @@ import shlex
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from dataclasses import dataclass
 from email.parser import BytesParser
 from email.policy import compat32
@@ -24,7 +23,7 @@ from gatepost.verify.wire import ssh
 from gatepost.verify.wire.message import HEADER, message, token
 from gatepost.verify.wire.probe import Site, Step, Told, case, open_session, tell_case
 from gatepost.verify.wire.session import Answer, Ended, Failure, Reply, Session, WireError
-from gatepost.verify.wire.sink import Sink, Taken, listen
+from gatepost.verify.wire.sink import Sink, Taken
 
 DELIVERY_SECONDS = 8.0  # E2E-01
 _MARK = "==gatepost=="
@@ -83,7 +82,6 @@ class Delivered:
     no_sink: str
     queued: tuple[Queued, ...]
     names: tuple[str, ...]  # what the server's resolver calls our addresses (PTR)
-    mynetworks: str
 
     def of(self, kind: str, listener: str) -> Sent | None:
         """Return the message of this kind that a listener was given."""
@@ -115,20 +113,18 @@ def _label(kind: str, listener: str) -> str:
 
 # -- At the server -----------------------------------------------------------------------------------------------------
 
-_ASK = "postconf -xh myhostname mynetworks 2>/dev/null; command -v doveadm || echo none"
 
-
-def _home(target: Target) -> tuple[Login, str]:
-    """Return the login that is at the server itself, and what it trusts (mynetworks); raise WireError when none is."""
+def _home(target: Target) -> Login:
+    """Return the login that is at the server itself; raise WireError when none is."""
     reasons = []
     for login in target.via:
-        lines = ssh.run(login, _ASK, root=True).splitlines()
-        if len(lines) < 3 or lines[0].lower() != target.hostname.lower():
-            reasons.append(f"{login.url} is not {target.hostname} (postconf myhostname: {lines[0] if lines else '-'})")
-        elif lines[-1] == "none":
+        place = ssh.place(login, target)
+        if not place.home:
+            reasons.append(f"{login.url} is not {target.hostname}, so nothing can be read back or removed there")
+        elif not place.doveadm:
             reasons.append(f"{login.url} has no doveadm, and only Dovecot's mailboxes can be read back")
         else:
-            return login, lines[1]
+            return login
     raise WireError(Failure.NOT_TRIED, "; ".join(reasons))
 
 
@@ -141,7 +137,7 @@ for _ in $(seq {rounds}); do
   for user in $users; do
     n=$((n + $(doveadm search -u "$user" mailbox '*' HEADER {header} {token} 2>/dev/null | wc -l)))
   done
-  [ "$n" -ge {wanted} ] && break
+  [ "$n" -ge {wanted} ] && [ -z "$(postqueue -p | sed -n '/^[0-9A-Za-z]*\\*/p')" ] && break
   sleep 0.2
 done
 for user in $users; do
@@ -373,33 +369,52 @@ def _sink_is_ours(target: Target) -> None:
         )
 
 
-def deliver(target: Target, sites: Sequence[Site]) -> Delivered:
-    """Hand in messages at these sites, wait for them in the mailbox and at the sink, and remove them.
+@dataclass(frozen=True, slots=True)
+class Outbox:
+    """What was handed in, and the sink that goes on listening until :func:`read_back`."""
+
+    login: Login
+    sent: tuple[Sent, ...]
+    failures: tuple[tuple[str, str], ...]  # listener, why nothing could be handed in there
+    sink: Sink | None
+    no_sink: str  # why there is none
+
+
+def hand_in(target: Target, sites: Sequence[Site]) -> Outbox:
+    """Hand in messages at these sites.
 
     Raises WireError when no login of the target's is at the server itself, since nothing is sent then.
     """
-    login, mynetworks = _home(target)
-    no_sink = "" if target.sink else "no sink for the outside domain's mail was given (--sink)"
-    sinks: Any = nullcontext(None)
+    login = _home(target)
+    sink, no_sink = None, "no sink for the outside domain's mail was given (--sink)"
     if target.sink and target.outside_domain:
         try:
             _sink_is_ours(target)
-            sinks = listen(target.sink, target.outside_domain)
+            sink, no_sink = Sink(target.sink, target.outside_domain), ""
         except WireError as error:
             no_sink = str(error)
+    sent, failures = _everywhere(sites, with_sink=sink is not None)
+    return Outbox(login, sent, failures, sink, no_sink)
+
+
+def read_back(target: Target, outbox: Outbox) -> Delivered:
+    """Wait for the messages in the mailboxes and at the sink, remove them, and close the sink."""
     try:
-        sink: Sink | None = sinks.__enter__()
-    except WireError as error:
-        no_sink, sink, sinks = str(error), None, nullcontext(None)
-    try:
-        sent, failures = _everywhere(sites, with_sink=sink is not None)
-        copies, queued, names = _read(login, target, sent)
-        if sink is not None:
-            _wait(sink, sum(len(s.to_sink) for s in sent if s.accepted))
-        taken = None if sink is None else sink.taken
+        copies, queued, names = _read(outbox.login, target, outbox.sent)
+        if outbox.sink is not None:
+            _wait(outbox.sink, sum(len(s.to_sink) for s in outbox.sent if s.accepted))
+        taken = None if outbox.sink is None else outbox.sink.taken
     finally:
-        sinks.__exit__(None, None, None)
-    return Delivered(login.url, sent, failures, tuple(copies), taken, no_sink, tuple(queued), names, mynetworks)
+        if outbox.sink is not None:
+            outbox.sink.close()
+    return Delivered(
+        outbox.login.url, outbox.sent, outbox.failures, tuple(copies), taken, outbox.no_sink, tuple(queued), names
+    )
+
+
+def clean_up(target: Target) -> None:
+    """Remove what an interrupted run delivered; raise WireError when there is no login at the server."""
+    _read(_home(target), target, ())
 
 
 def _everywhere(sites: Sequence[Site], *, with_sink: bool) -> tuple[tuple[Sent, ...], tuple[tuple[str, str], ...]]:

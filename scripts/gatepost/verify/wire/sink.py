@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
 import socket
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from aiosmtpd.smtp import SMTP, Envelope, Session
@@ -32,12 +31,50 @@ class Taken:
 
 
 class Sink:
-    """Takes mail for one domain and keeps it. Made by :func:`listen`."""
+    """Takes mail for one domain on these addresses and keeps it, until it is closed.
 
-    def __init__(self, domain: str) -> None:
+    Raises WireError when that is not possible. A port that another run's sink holds is waited for.
+    """
+
+    def __init__(self, addresses: Sequence[str], domain: str, *, port: int = PORT) -> None:
         self._domain = domain.lower()
         self._lock = threading.Lock()
         self._taken: list[Taken] = []
+        self._loop = asyncio.new_event_loop()
+        deadline = time.monotonic() + WAIT_SECONDS
+        while True:
+            try:
+                self._server = self._loop.run_until_complete(self._listen(addresses, port))
+                break
+            except OSError as error:
+                if error.errno == errno.EADDRINUSE and time.monotonic() < deadline:
+                    time.sleep(0.5)
+                    continue
+                self._loop.close()
+                detail = f"no sink on port {port} of {', '.join(addresses)}: {error.strerror or error}"
+                raise WireError(Failure.BUSY, detail) from None
+        self._thread = threading.Thread(target=self._loop.run_forever, name="sink", daemon=True)
+        self._thread.start()
+
+    async def _listen(self, addresses: Sequence[str], port: int) -> asyncio.Server:
+        def serve() -> SMTP:
+            name = f"sink.{self._domain}"
+            return SMTP(self, data_size_limit=LARGEST, enable_SMTPUTF8=True, hostname=name, loop=self._loop, timeout=60)
+
+        return await self._loop.create_server(serve, list(addresses), port)
+
+    def close(self) -> None:
+        """Stop listening, and end what is connected."""
+
+        async def end() -> None:
+            self._server.close()
+            for task in asyncio.all_tasks() - {asyncio.current_task()}:
+                task.cancel()
+
+        asyncio.run_coroutine_threadsafe(end(), self._loop).result(5)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(5)
+        self._loop.close()
 
     @property
     def taken(self) -> tuple[Taken, ...]:
@@ -66,46 +103,3 @@ class Sink:
                 return "452 4.3.1 the sink is full"
             self._taken.append(taken)
         return "250 2.0.0 taken"
-
-
-@contextlib.contextmanager
-def listen(addresses: Sequence[str], domain: str, *, port: int = PORT) -> Iterator[Sink]:
-    """Take the domain's mail on these addresses until the block ends.
-
-    Raises WireError when that is not possible. A port that another run's sink holds is waited for.
-    """
-    sink = Sink(domain)
-    loop = asyncio.new_event_loop()
-
-    def serve() -> SMTP:
-        return SMTP(
-            sink, data_size_limit=LARGEST, enable_SMTPUTF8=True, hostname=f"sink.{domain}", loop=loop, timeout=60
-        )
-
-    deadline = time.monotonic() + WAIT_SECONDS
-    while True:
-        try:
-            server = loop.run_until_complete(loop.create_server(serve, list(addresses), port))
-            break
-        except OSError as error:
-            if error.errno == errno.EADDRINUSE and time.monotonic() < deadline:
-                time.sleep(0.5)
-                continue
-            loop.close()
-            detail = f"no sink on port {port} of {', '.join(addresses)}: {error.strerror or error}"
-            raise WireError(Failure.BUSY, detail) from None
-    thread = threading.Thread(target=loop.run_forever, name="sink", daemon=True)
-    thread.start()
-    try:
-        yield sink
-    finally:
-
-        async def end() -> None:
-            server.close()
-            for task in asyncio.all_tasks() - {asyncio.current_task()}:
-                task.cancel()
-
-        asyncio.run_coroutine_threadsafe(end(), loop).result(5)
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join(5)
-        loop.close()

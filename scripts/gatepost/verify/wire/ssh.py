@@ -2,32 +2,36 @@
 
 from __future__ import annotations
 
+import ipaddress
 import shlex
 import subprocess
+from dataclasses import dataclass
 
-from gatepost.verify.model import Login
+from gatepost.verify.model import Login, Target
 from gatepost.verify.wire.session import Failure, WireError
 
 CONNECT_SECONDS = 10
 # A password or a host key that would have to be asked for is a failure, since nobody is there to answer.
 _OPTIONS = ("-T", "-o", "BatchMode=yes", "-o", f"ConnectTimeout={CONNECT_SECONDS}", "-o", "LogLevel=ERROR")
+_PATH = "export LC_ALL=C PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin\n"  # users other than root often lack them
 
 
 def run(login: Login, script: str, *, root: bool = False, seconds: float = 30.0) -> str:
     """Run a bash script there and return its standard output, whatever its exit code; raise WireError otherwise.
 
     `root` runs it by `sudo -n` unless the login is root's. The script goes over standard input, so that nothing of it
-    shows in a process list there.
+    shows in a process list there. The client gets a session of its own: Ctrl-C must not cut off a cleaning-up.
     """
     as_root = '[ "$(id -u)" = 0 ] && exec bash -s || exec sudo -n bash -s'
     shell = f"bash -c {shlex.quote(as_root)}" if root else "bash -s"
     try:
         done = subprocess.run(
             [login.command[0], *_OPTIONS, *login.command[1:], shell],
-            input=script.encode(),
+            input=f"{_PATH}{script}".encode(),
             capture_output=True,
             timeout=seconds,
             check=False,
+            start_new_session=True,
         )
     except subprocess.TimeoutExpired:
         raise WireError(Failure.TIMED_OUT, f"{login.url}: no end within {seconds:g} s") from None
@@ -39,3 +43,54 @@ def run(login: Login, script: str, *, root: bool = False, seconds: float = 30.0)
     if root and done.returncode != 0 and "sudo:" in said:
         raise WireError(Failure.NOT_TRIED, f"{login.url}: not root there, and sudo wants a password: {said}")
     return done.stdout.decode("utf-8", "backslashreplace")
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a login leads. The Postfix parameters are empty where there is no Postfix."""
+
+    login: Login
+    home: str  # by what it is known to be the server itself; empty: another host
+    myhostname: str
+    mynetworks: str
+    exceptions: str  # smtpd_client_event_limit_exceptions
+    doveadm: bool
+    client: str  # the address that SSH sees us come from
+
+
+_WHERE = """
+set -- $SSH_CONNECTION
+echo "client $1"
+for name in myhostname mynetworks smtpd_client_event_limit_exceptions; do
+  echo "$name $(postconf -xh $name 2>/dev/null | tr '\\n' ' ')"
+done
+command -v doveadm >/dev/null && echo "doveadm yes"
+ip -o addr show | sed -n 's/.* inet6\\{0,1\\} \\([0-9a-fA-F.:]*\\).*/address \\1/p'
+:
+"""
+
+
+def place(login: Login, target: Target) -> Place:
+    """Return where a login leads; raise WireError when it cannot be used."""
+    said: dict[str, list[str]] = {}
+    for line in run(login, _WHERE).splitlines():
+        key, _, value = line.partition(" ")
+        said.setdefault(key, []).append(value.strip())
+    one = {key: values[0] for key, values in said.items()}
+    # The loopback's addresses are on every host.
+    own = [a for a in target.addresses if a in said.get("address", ()) and not ipaddress.ip_address(a).is_loopback]
+    myhostname = one.get("myhostname", "")
+    home = ""
+    if own:
+        home = f"it has the address {own[0]}"
+    elif myhostname and myhostname.lower() == target.hostname.lower():
+        home = f"its Postfix is {myhostname}"
+    return Place(
+        login,
+        home,
+        myhostname,
+        one.get("mynetworks", ""),
+        one.get("smtpd_client_event_limit_exceptions", ""),
+        "doveadm" in one,
+        one.get("client", ""),
+    )

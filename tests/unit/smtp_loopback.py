@@ -2,7 +2,9 @@
 
 `broken` maps a pattern to the reply that is given instead (None: the connection is closed). Patterns are searched in
 `PHASE COMMAND`, PHASE being clear, tls or login; a RCPT is followed by ` from <sender> as EHLO-NAME`, and whatever
-comes before EHLO by ` before EHLO`.
+comes before EHLO by ` before EHLO`; a message is `PHASE (message)`. `ends` are the octets that end a message; a server
+that is not `orderly` takes commands in any bunch, one that is not `forgetful` obeys inside TLS what came before it, and
+one with `postscreen` tests a client's first visits.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import base64
 import contextlib
 import datetime
 import re
+import select
 import socket
 import ssl
 import threading
@@ -32,6 +35,7 @@ ALICE = Account(f"alice@{DOMAIN}", "Corr3ct-horse", f"alice.alias@{DOMAIN}")
 BOB = Account(f"bob@{DOMAIN}", "B4ttery-staple")
 LOCAL = {ALICE.address, ALICE.alias, BOB.address, *(f"{name}@{DOMAIN}" for name in ("postmaster", "abuse", "fbl"))}
 BEFORE_TLS = ("EHLO", "NOOP", "QUIT", "STARTTLS")
+UNSYNCHRONIZED = "554 5.5.0 Error: SMTP protocol synchronization"
 
 
 @cache
@@ -59,8 +63,20 @@ def tls_context() -> ssl.SSLContext:
 
 
 class Server:
-    def __init__(self, purpose="relay", tls="starttls", broken=None, greets_in_clear=False):
+    def __init__(
+        self,
+        purpose="relay",
+        tls="starttls",
+        broken=None,
+        greets_in_clear=False,
+        ends=(b"\r\n.\r\n",),
+        orderly=True,
+        forgetful=True,
+        postscreen=False,
+    ):
         self.purpose, self.tls, self.greets_in_clear = purpose, tls, greets_in_clear
+        self.ends, self.orderly, self.forgetful = ends, orderly, forgetful
+        self.stranger = ["before the greeting", "in the dialogue"] if postscreen else []  # what is still tested
         self.broken = [(re.compile(pattern), reply) for pattern, reply in (broken or {}).items()]
         self.commands = []  # every command seen, with its phase
         self._listening = socket.create_server(("127.0.0.1", 0))
@@ -107,12 +123,15 @@ class Server:
 class Conversation:
     def __init__(self, server, connection):
         self.server, self.connection = server, connection
-        self.phase, self.ehlo, self.sender = "clear", None, None
+        self.phase, self.ehlo, self.sender, self.recipients = "clear", None, None, 0
+        self.buffer, self.extended = b"", False
 
     def hold(self):
         if self.server.tls == "implicit" and not self.server.greets_in_clear:
             self._handshake()
-        self._send(f"220 {HOST} ESMTP")
+        self.early = "before the greeting" in self.server.stranger and self._teased()
+        if not self.early:
+            self._send(f"220 {HOST} ESMTP")
         while (line := self._line()) is not None:
             reply = self._reply(line)
             if reply is None:
@@ -120,19 +139,37 @@ class Conversation:
             self._send(reply)
             if line.upper().startswith("STARTTLS") and reply.startswith("220"):
                 self._handshake()
-            if reply[:3] in ("221", "421", "521"):
+            if reply[:3] in ("221", "421", "521") or reply == UNSYNCHRONIZED:
                 return
 
+    def _teased(self):
+        """As postscreen does: half a greeting, a wait, and whether the client spoke in it."""
+        self._send(f"220-{HOST} ESMTP")
+        early, _, _ = select.select([self.connection], [], [], 1.1)
+        if not early:
+            self.server.stranger[:] = ["in the dialogue"]
+        return bool(early)
+
     def _handshake(self):
+        if self.server.forgetful:
+            self.buffer = b""
         self.connection = tls_context().wrap_socket(self.connection, server_side=True)
-        self.file = self.connection.makefile("rb")
         self.phase, self.ehlo, self.sender = "tls", None, None
 
+    def _until(self, *ends):
+        """Return what comes before the first of these, and take both from the buffer; None when the client is gone."""
+        while not (found := [(self.buffer.find(end), end) for end in ends if end in self.buffer]):
+            more = self.connection.recv(65536)
+            if not more:
+                return None
+            self.buffer += more
+        at, end = min(found, key=lambda this: (this[0], -len(this[1])))
+        taken, self.buffer = self.buffer[:at], self.buffer[at + len(end) :]
+        return taken
+
     def _line(self):
-        if not hasattr(self, "file"):
-            self.file = self.connection.makefile("rb")
-        line = self.file.readline()
-        return line.decode("utf-8", "replace").rstrip("\r\n") if line else None
+        line = self._until(b"\n")
+        return None if line is None else line.decode("utf-8", "replace").removesuffix("\r")
 
     def _send(self, reply):
         self.connection.sendall(reply.replace("\n", "\r\n").encode() + b"\r\n")
@@ -152,19 +189,31 @@ class Conversation:
                     self.ehlo = line.partition(" ")[2]
                 return reply
         verb = line.split(" ")[0].upper()
+        if verb == "RCPT" and self.early:
+            return "550 5.5.1 Protocol error"
+        if verb == "RCPT" and "in the dialogue" in self.server.stranger:
+            self.server.stranger.clear()
+            return "450 4.3.2 Service currently unavailable"
+        alone = verb in ("EHLO", "HELO", "DATA") or not self.extended
+        if self.server.orderly and not self.early and alone and self.buffer and verb != "STARTTLS":
+            return UNSYNCHRONIZED
         if self.server.purpose == "submission" and self.phase == "clear" and verb not in BEFORE_TLS:
             return "530 5.7.0 Must issue a STARTTLS command first"
         handler = getattr(self, f"_{verb.lower()}", None)
         return handler(line) if handler else "502 5.5.2 Error: command not recognized"
 
     def _ehlo(self, line):
-        self.ehlo = line.partition(" ")[2]
+        self.ehlo, self.extended = line.partition(" ")[2], True
         lines = [HOST, "PIPELINING", "SIZE 10485760"]
         if self.phase == "clear" and self.server.tls == "starttls":
             lines.append("STARTTLS")
         if self.phase != "clear" and self.server.purpose == "submission":
             lines.append("AUTH PLAIN LOGIN")
         return "\n".join(f"250-{text}" for text in lines) + "\n250 SMTPUTF8"
+
+    def _helo(self, line):
+        self.ehlo, self.extended = line.partition(" ")[2], False
+        return f"250 {HOST}"
 
     def _noop(self, _):
         return "250 2.0.0 Ok"
@@ -211,7 +260,12 @@ class Conversation:
     def _mail(self, line):
         if self.ehlo is None:
             return "503 5.5.1 Error: send HELO/EHLO first"
-        self.sender = line.partition(":")[2]
+        match = re.fullmatch(r"(<[^\s\0>]*>)((?: [A-Z]+=[^\s\0]*)*)", line.partition(":")[2])
+        if match is None:
+            return "501 5.1.7 Bad sender address syntax"
+        if not set(match[2].split()) <= {"BODY=8BITMIME", "BODY=7BIT"}:
+            return f"555 5.5.4 Unsupported option: {match[2].strip()}"
+        self.sender, self.recipients = match[1], 0
         return "250 2.1.0 Ok"
 
     def _rcpt(self, line):
@@ -227,9 +281,46 @@ class Conversation:
                 return f"554 5.7.1 {to}: Recipient address rejected: Access denied"
             if self.sender.strip("<>") not in (self.account.address, self.account.alias, ""):
                 return f"553 5.7.1 {self.sender}: Sender address rejected: not owned by user"
+            self.recipients += 1
             return "250 2.1.5 Ok"
+        refusal = self._strict()
+        if refusal:
+            return refusal
         if re.sub(r"\+[^@]*", "", address) in LOCAL:
+            self.recipients += 1
             return "250 2.1.5 Ok"
         if re.fullmatch(rf"(@{OUTSIDE}:)?[a-z0-9-]+@{DOMAIN}", address):
             return f"550 5.1.1 {to}: Recipient address rejected: User unknown"
         return f"554 5.7.1 {to}: Relay access denied"
+
+    def _strict(self):
+        domain = self.sender.strip("<>").rpartition("@")[2]
+        if self.sender != "<>" and "." not in domain:
+            return f"504 5.5.2 {self.sender}: Sender address rejected: need fully-qualified address"
+        if domain.endswith(".invalid"):
+            return f"450 4.1.8 {self.sender}: Sender address rejected: Domain not found"
+        if domain == DOMAIN:
+            return f"554 5.7.1 {self.sender}: Sender address rejected"
+        if "." not in self.ehlo:
+            return f"504 5.5.2 <{self.ehlo}>: Helo command rejected: need fully-qualified hostname"
+        if not re.fullmatch(r"[A-Za-z0-9.:\[\]-]+", self.ehlo):
+            return f"501 5.5.2 <{self.ehlo}>: Helo command rejected: Invalid name"
+        return None
+
+    def _data(self, _):
+        if not self.recipients:
+            return "503 5.5.1 Error: need RCPT command"
+        if self.sender == "<>" and self.recipients > 1:
+            return "550 5.5.3 <DATA>: Data command rejected: Multi-recipient bounce"
+        self._send("354 End data with <CR><LF>.<CR><LF>")
+        message = self._until(*self.server.ends)
+        if message is None:
+            return None
+        self.sender, self.recipients = None, 0
+        seen = f"{self.phase} (message)"
+        self.server.commands.append(seen)
+        for pattern, reply in self.server.broken:
+            if pattern.search(seen):
+                return reply
+        hops = len(re.findall(rb"(?:^|\n)Received:", message))
+        return "554 5.4.0 Error: too many hops" if hops > 50 else "250 2.0.0 Ok: queued"

@@ -40,6 +40,17 @@ BROKEN = [
     ("MX-RCV-05", {"RCPT TO:<gatepost-no-such": "450 4.1.1 User unknown"}, "450"),
     ("MX-RCV-06", {"RCPT TO:<gatepost-no-such": "550 5.1.1 User unknown in virtual mailbox table"}, "mailbox table"),
     ("MX-RCV-07", {r"RCPT TO:<alice\+": "550 5.1.1 User unknown"}, "alice+gatepost@example.test> → 550"),
+    ("MX-RCV-08", {"from <alice@": OK}, "bob@example.test> → 250"),
+    ("MX-RCV-08", {"from <alice@": "450 4.7.1 Sender address rejected"}, "450"),
+    ("MX-RCV-09", {"from <gatepost-probe> ": OK}, "MAIL FROM:<gatepost-probe> → 250"),
+    ("MX-RCV-09", {"from <gatepost-probe@gatepost> ": OK}, "MAIL FROM:<gatepost-probe@gatepost> → 250"),
+    ("MX-RCV-10", {"as gatepost$": OK}, "EHLO gatepost"),
+    ("MX-RCV-10", {"as bad_!name.example$": OK}, "EHLO bad_!name.example"),
+    ("MX-RCV-11", {"from <[^>]*.invalid>": OK}, "alice@example.test> → 250"),
+    ("MX-RCV-12", {"MAIL FROM:gatepost": "250 2.1.0 Ok"}, "MAIL FROM:gatepost-probe@remote.test → 250"),
+    ("MX-RCV-13", {"DATA": "354 End data with <CR><LF>.<CR><LF>"}, "DATA → 354"),
+    ("MX-RCV-13", {"DATA": "450 4.5.3 Multi-recipient bounce"}, "DATA → 450"),
+    ("MX-RCV-14", {"message": "451 4.3.0 Error: queue file write error"}, "451"),
 ]
 
 
@@ -89,7 +100,8 @@ def test_each_form_is_asked_in_clear_and_inside_tls_and_no_message_is_sent(sound
     for form in ("<gatepost-nobody@remote.test>", '<"remote.test!gatepost-nobody"@example.test>', "<@remote.test:"):
         for phase in ("clear", "tls"):
             assert any(c.startswith(f"{phase} RCPT TO:{form}") for c in commands), (phase, form)
-    assert not any(word in command for command in commands for word in ("DATA", "BDAT"))
+    assert not any("BDAT" in command for command in commands)
+    assert [command for command in commands if "(message)" in command] == ["clear (message)"]  # that of MX-RCV-14
 
 
 def test_a_server_without_starttls_is_judged_by_what_it_says_in_clear():
@@ -125,3 +137,44 @@ def test_without_an_account_postmaster_stands_for_the_recipient():
         found = server.judge("MX-RCV-01", "MX-RCV-07", accounts=())
     assert found["MX-RCV-01"].verdict is Verdict.PASS and "postmaster@" in found["MX-RCV-01"].found
     assert found["MX-RCV-07"].verdict is Verdict.NOT_RUN
+
+
+def test_a_sender_of_no_domain_may_be_refused_for_good():
+    with Server(broken={"from <[^>]*.invalid>": "550 5.1.8 Sender address rejected: Domain not found"}) as server:
+        assert server.judge("MX-RCV-11")["MX-RCV-11"].verdict is Verdict.PASS
+
+
+@pytest.mark.parametrize(
+    ("broken", "quoted"),
+    [
+        ({"RCPT": "450 4.1.8 Sender address rejected: Domain not found"}, "not even remote.test"),
+        ({"from <[^>]*.invalid>": "450 4.2.0 Greylisted"}, "not for the sender's domain"),
+    ],
+)
+def test_a_sender_of_no_domain_that_is_put_off_like_others_is_inconclusive(broken, quoted):
+    with Server(broken=broken) as server:
+        result = server.judge("MX-RCV-11")["MX-RCV-11"]
+    assert result.verdict is Verdict.INCONCLUSIVE and quoted in result.found
+
+
+def test_a_bounce_to_two_may_be_refused_at_the_second_one():
+    with Server(broken={"RCPT TO:<bob@": "550 5.5.3 Multi-recipient bounce"}) as server:
+        assert server.judge("MX-RCV-13")["MX-RCV-13"].verdict is Verdict.PASS
+
+
+def test_a_bounce_that_is_not_taken_at_all_is_inconclusive():
+    with Server(broken={"from <>": "554 5.7.1 Sender address rejected"}) as server:
+        assert server.judge("MX-RCV-13")["MX-RCV-13"].verdict is Verdict.INCONCLUSIVE
+
+
+def test_a_message_is_not_ended_when_its_beginning_was_the_mistake():
+    with Server(broken={"DATA": "354 End data with <CR><LF>.<CR><LF>"}) as server:
+        assert server.judge("MX-RCV-13", "MX-RCV-10")["MX-RCV-10"].verdict is Verdict.PASS
+        after = server.commands[server.commands.index("clear DATA") + 1]
+    assert after.startswith("clear EHLO")  # on another connection
+
+
+def test_a_looping_message_that_is_accepted_is_inconclusive():
+    with Server(broken={"message": "250 2.0.0 Ok: queued as 12345"}) as server:
+        result = server.judge("MX-RCV-14")["MX-RCV-14"]
+    assert result.verdict is Verdict.INCONCLUSIVE and "not seen from outside" in result.found

@@ -160,16 +160,9 @@ def _closed(answer: Answer) -> bool:
 # -- Out of turn -------------------------------------------------------------------------------------------------------
 
 
-def _new_here(site: Site) -> Site:
-    """Return the site as seen from an address that it has not met yet, where there is one: postscreen forgets none."""
-    target = site.target
-    return replace(site, target=replace(target, source_addresses=target.limit_addresses or target.source_addresses))
-
-
 EARLY: Probe[Early] = Probe(
     "before-the-greeting",
-    lambda site: early(_new_here(site), recipient(site)),
-    slow=True,
+    lambda site: early(site, recipient(site), message=True),
     once=True,
     about="EHLO, MAIL, RCPT, DATA, a message with too many Received lines, and QUIT, in one write, before the "
     "greeting.",
@@ -263,18 +256,21 @@ def _lines(screened: Iterable[tuple[str, Reached]]) -> tuple[Line, ...]:
 
 
 def early_talker(seen: Seen) -> Finding:
-    """MX-PSC-01: judged where postscreen met this address for the first time when it spoke too early."""
-    met = [
-        found
-        for listener, _, found in seen.everywhere(EARLY)
-        if not isinstance(found, Failed) and found.postscreen and not listener.is_submission
-    ]
-    if met:
-        return together(_out_of_turn(found.answers, found.transcript) for found in met)
-    if _screened(seen):
-        why = "postscreen knew this address already when it spoke too early, and let smtpd judge: see INJ-10"
-        return Finding(Verdict.NOT_APPLICABLE, why)
-    return Finding(Verdict.NOT_APPLICABLE, _UNSEEN)
+    """MX-PSC-01."""
+    screened = _screened(seen)
+    if not screened:
+        return Finding(Verdict.NOT_APPLICABLE, _UNSEEN)
+    spoken = [reached.early for _, reached in screened if reached.early is not None]
+    if not spoken:
+        return inconclusive("nobody spoke too early", transcript=_lines(screened))
+    return together(_kept_out(found) for found in spoken)
+
+
+def _kept_out(spoken: Early) -> Finding:
+    finding = _out_of_turn(spoken.answers, spoken.transcript)
+    if spoken.handed_over and finding.verdict is not Verdict.FAIL:
+        return failed(f"handed over to smtpd all the same: {finding.found}", transcript=spoken.transcript)
+    return finding
 
 
 def greeting_in_parts(seen: Seen) -> Finding:
@@ -295,7 +291,7 @@ def deep_tests(seen: Seen) -> Finding:
     last = [reached.first_visit[-1] for _, reached in screened if reached.first_visit]
     if any(is_put_off(answer) for answer in last):
         return failed(f"put off twice: {found}", transcript=_lines(screened))
-    if not all(isinstance(answer, Reply) for answer in last):
+    if not last or not all(isinstance(answer, Reply) for answer in last):
         return inconclusive(found, transcript=_lines(screened))
     put_off = any(is_put_off(answer) for _, reached in screened for answer in reached.first_visit)
     return passed(f"{'deep tests are on' if put_off else 'no deep tests'}: {found}", transcript=_lines(screened))
@@ -435,9 +431,8 @@ POSTSCREEN = (
         expected="521 and the end of the connection, or 550 5.5.1 to RCPT",
         remedy="postscreen_greet_action = enforce (or drop); ignore only logs it.",
         source="RFC 5321 §4.3.1, POSTSCREEN_README",
-        probes=(REACH, EARLY),
+        probes=(REACH,),
         check=early_talker,
-        needs=Need.DOMAIN,
     ),
     Requirement(
         id="MX-PSC-02",

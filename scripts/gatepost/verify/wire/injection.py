@@ -9,9 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gatepost.verify.model import Line
-from gatepost.verify.wire.message import message
+from gatepost.verify.wire import message as messages
 from gatepost.verify.wire.probe import Probe, Site
-from gatepost.verify.wire.reach import TEASER_SECONDS
 from gatepost.verify.wire.session import Answer, Ended, Reply, Session, WireError
 
 HOPS = 110  # Postfix's hopcount_limit is 50, OpenSMTPD's 100; RFC 5321 §6.3: normally at least 100
@@ -22,7 +21,7 @@ def looping(site: Site, kind: str, recipient: str) -> bytes:
     """Return a message to `recipient` that has gone round too often, up to and without the end of its last line."""
     sender = f"gatepost-probe@{site.target.hostname}"
     body = b"A probe by Gatepost, which this server should not take."
-    return message(site, kind, sender=sender, recipient=recipient, headers=(_RECEIVED,) * HOPS, body=body)
+    return messages.message(site, kind, sender=sender, recipient=recipient, headers=(_RECEIVED,) * HOPS, body=body)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,26 +29,32 @@ class Early:
     """A whole session sent at once: what came back, as far as the reply to DATA."""
 
     answers: tuple[Answer, ...]  # greeting, EHLO, MAIL, RCPT, DATA; the last one may be how it ended
-    postscreen: bool  # the greeting came in two parts: postscreen had not seen this address before
+    handed_over: bool  # a greeting in two parts was ended: postscreen let this client through
     transcript: tuple[Line, ...]
 
 
-def early(site: Site, recipient: str) -> Early:
-    """Send a whole session before the greeting has come, and read replies as far as the one to DATA."""
-    session_text = f"EHLO {site.ehlo}\r\nMAIL FROM:<>\r\nRCPT TO:<{recipient}>\r\nDATA\r\n".encode()
+def early(site: Site, recipient: str, *, message: bool) -> Early:
+    """Send a session before the greeting has come, with its message or up to DATA, and read the replies up to DATA's.
+
+    Without the message the connection is closed behind a 354.
+    """
+    commands = f"EHLO {site.ehlo}\r\nMAIL FROM:<>\r\nRCPT TO:<{recipient}>\r\nDATA\r\n".encode()
+    content = looping(site, "before-the-greeting", recipient) + b"\r\n.\r\nQUIT\r\n" if message else b""
     answers: list[Answer] = []
+    handed_over = False
     with Session(site) as session:
         session.connect()
         if site.listener.is_implicit:
             session.handshake()
-        session.send(session_text + looping(site, "before-the-greeting", recipient) + b"\r\n.\r\nQUIT\r\n")
+        session.send(commands + content)
         try:
-            answers.append(session.banner())
+            answers.append(session.banner(broken_off=True))
+            handed_over = session.teased > 0
             while len(answers) < 5 and not _is_final(answers[-1]):
                 answers.append(session.reply())
         except WireError as error:
             answers.append(Ended(error.failure, error.detail))
-        return Early(tuple(answers), session.teased >= TEASER_SECONDS, session.transcript)
+        return Early(tuple(answers), handed_over, session.transcript)
 
 
 def _is_final(answer: Answer) -> bool:

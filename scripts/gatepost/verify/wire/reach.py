@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from gatepost.verify.model import Line
+from gatepost.verify.wire.injection import Early, early
 from gatepost.verify.wire.probe import Probe, Site, is_put_off
 from gatepost.verify.wire.session import Answer, Ended, Failure, Reply, Session, WireError
 
@@ -26,7 +28,8 @@ class Reached:
     transcript: tuple[Line, ...]
     implicit: bool
     teased: float = 0.0  # seconds between the greeting's first line, `220-`, and its last
-    first_visit: tuple[Answer, ...] = ()  # to RCPT, behind a teaser; a second one where the first was 450 4.3.2
+    early: Early | None = None  # a connection that spoke too early while the greeting's end was awaited
+    first_visit: tuple[Answer, ...] = ()  # to RCPT, then; a second one where the first was 450 4.3.2
 
     @property
     def postscreen(self) -> bool:
@@ -48,18 +51,21 @@ class Reached:
 def reach(site: Site) -> Reached:
     """Connect, shake hands where TLS is implicit, read the greeting; then once more side by side.
 
-    Behind a teaser a recipient is named, so that postscreen's deep tests, where they are on, defer this visit and not
-    a probe's (POSTSCREEN_README, "Tests after the 220 SMTP server greeting"). Never raises WireError.
+    A greeting in two parts is postscreen's, for an address that it does not know yet. The wait is the one chance to
+    speak too early to it (RFC 5321 §4.3.1). Behind it a recipient is named, so that its deep tests, where they are on,
+    put off this visit and not a probe's (POSTSCREEN_README, "Tests after the 220 SMTP server greeting"). Never raises
+    WireError.
     """
     began = time.monotonic()
     with Session(site) as session, Session(site) as another:
         seconds, more = 0.0, b""
         second: Answer | None = None
         connected = False
+        spoken: list[Early] = []
         try:
             session.connect()
             connected, seconds = True, time.monotonic() - began
-            answer = _greeting(session)
+            answer = _greeting(session, lambda: spoken.append(early(site, _someone(site), message=False)))
         except WireError as error:
             answer = Ended(error.failure, error.detail, time.monotonic() - began)
         if isinstance(answer, Reply):
@@ -70,11 +76,7 @@ def reach(site: Site) -> Reached:
                 second = Ended(error.failure, error.detail)
             with contextlib.suppress(WireError):
                 more = session.read(0.02)
-        first_visit: tuple[Answer, ...] = ()
-        transcript = session.transcript
-        if session.teased >= TEASER_SECONDS:
-            first_visit, told = _first_visit(site)
-            transcript += told
+        first_visit, told = _first_visit(site) if session.teased >= TEASER_SECONDS else ((), ())
         return Reached(
             seconds,
             connected,
@@ -82,9 +84,10 @@ def reach(site: Site) -> Reached:
             answer,
             more,
             second,
-            transcript,
+            session.transcript + told,
             site.listener.is_implicit,
             session.teased,
+            spoken[0] if spoken else None,
             first_visit,
         )
 
@@ -92,28 +95,29 @@ def reach(site: Site) -> Reached:
 def _first_visit(site: Site) -> tuple[tuple[Answer, ...], tuple[Line, ...]]:
     """Name a recipient; once more where the first visit is put off."""
     answers: list[Answer] = []
-    transcript: tuple[Line, ...] = ()
-    host = site.target.domains[0] if site.target.domains else site.target.hostname
+    told: tuple[Line, ...] = ()
     while len(answers) < 2 and (not answers or is_put_off(answers[-1])):
         with Session(site) as session:
             try:
                 session.open(tls=False)
                 session.command("MAIL FROM:<>")
-                answers.append(session.command(f"RCPT TO:<postmaster@{host}>"))
+                answers.append(session.command(f"RCPT TO:<{_someone(site)}>"))
                 session.quit()
             except WireError as error:
-                if not answers:
-                    answers.append(Ended(error.failure, error.detail))
-                transcript += session.transcript
-                break
-            transcript += session.transcript
-    return tuple(answers), transcript
+                answers.append(Ended(error.failure, error.detail))
+            told += session.transcript
+    return tuple(answers), told
 
 
-def _greeting(session: Session) -> Answer:
+def _someone(site: Site) -> str:
+    """Return an address that must exist (RFC 5321 §4.5.1)."""
+    return f"postmaster@{site.target.domains[0] if site.target.domains else site.target.hostname}"
+
+
+def _greeting(session: Session, meanwhile: Callable[[], None] | None = None) -> Answer:
     if session.site.listener.is_implicit:
         session.handshake()
-    return session.banner()
+    return session.banner(meanwhile=meanwhile)
 
 
 REACH = Probe("reach", reach)

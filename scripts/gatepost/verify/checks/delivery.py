@@ -502,8 +502,8 @@ REQUIREMENTS = (
             remedy="nothing to do yet.",
             source=source,
             problem="There is no signer yet, so this is not judged.",
-            risk="Large providers put unsigned mail into the spam folder or refuse it; a signer that signs what strangers "
-            "hand in vouches for forgeries.",
+            risk="Large providers put unsigned mail into the spam folder or refuse it; a signer that signs what "
+            "strangers hand in vouches for forgeries.",
             probes=(REACH,),
             check=signs_nothing,
             severity=Severity.INFO,

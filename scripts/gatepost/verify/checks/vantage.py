@@ -73,6 +73,42 @@ def log(seen: Seen) -> str:
     return f". On the server, Postfix's log: {'; '.join(lines)}" if lines else ""
 
 
+def trust(seen: Seen) -> tuple[bool, str] | None:
+    """Return whether the server's Postfix trusts the address that this site sees us come from, and the words for it.
+
+    None where no login is at the server, or its lists hold tables that cannot be read from outside.
+    """
+    views, site = _views(seen), seen.here
+    place = next((v.place for v in views.views if v.home), None) if views else None
+    if place is None or not place.mynetworks:
+        return None
+    ours = ipaddress.ip_address(site.source or site.own_literal.strip("[]").removeprefix("IPv6:"))
+    if not site.source and place.client:
+        seen_by_ssh = ipaddress.ip_address(place.client)
+        if seen_by_ssh.version == ours.version:  # behind a NAT it is not what this computer believes
+            ours = seen_by_ssh
+    lists = (("mynetworks", place.mynetworks), ("smtpd_client_event_limit_exceptions", place.exceptions))
+    for name, text in lists:
+        inside = _inside(ours, text)
+        if inside is None:
+            return None
+        if inside:
+            return True, f"{ours} is in {name} = {text}"
+    return False, f"{ours} is not in mynetworks = {place.mynetworks}"
+
+
+def _inside(address: ipaddress.IPv4Address | ipaddress.IPv6Address, networks: str) -> bool | None:
+    """Whether an address matches a Postfix address list (postconf(5), mynetworks): the first match counts."""
+    for word in networks.replace(",", " ").split():
+        try:
+            network = ipaddress.ip_network(word.removeprefix("!").replace("[", "").replace("]", ""), strict=False)
+        except ValueError:
+            return None  # a table, a file, a host name
+        if address.version == network.version and address in network:
+            return not word.startswith("!")
+    return False
+
+
 # -- Which layer -------------------------------------------------------------------------------------------------------
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from gatepost.verify.checks import vantage
 from gatepost.verify.model import Finding, Severity, Verdict
 from gatepost.verify.registry import Need, Requirement, Scope, Seen, inconclusive, passed
 from gatepost.verify.wire.mail import Mail
@@ -34,12 +35,22 @@ def outsider(seen: Seen) -> Finding:
     """VER-01: only a client that the server does not trust by its address can judge relaying and limits."""
     told = seen[OUTSIDER]["relay"]
     answer = told.last
+    trust = vantage.trust(seen)
+    if trust is not None and trust[0]:
+        return inconclusive(f"the server trusts this address: {trust[1]}; {told}", transcript=told.transcript)
     if isinstance(answer, Reply) and answer.code >= 500:
-        return passed(f"this address is not trusted: {told}", transcript=told.transcript)
+        asked = f" ({trust[1]}, asked at the server)" if trust else ""
+        return passed(f"this address is not trusted: {told}{asked}", transcript=told.transcript)
+    if isinstance(answer, Reply) and answer.code < 400 and trust is not None:
+        return passed(
+            f"this address is not trusted ({trust[1]}, asked at the server), and yet relaying was allowed: what is "
+            f"allowed here is allowed to everybody (MX-RLY-01); {told}",
+            transcript=told.transcript,
+        )
     if isinstance(answer, Reply) and answer.code < 400:
         return inconclusive(
             f"relaying was allowed: {told}. Either the server is an open relay (MX-RLY-01), or it trusts the address "
-            "that this run comes from: compare it with `postconf -xh mynetworks`",
+            "that this run comes from: compare it with `postconf -xh mynetworks`, or give a login (--via)",
             transcript=told.transcript,
         )
     return inconclusive(f"not shown: {told}", transcript=told.transcript)
@@ -121,7 +132,7 @@ REQUIREMENTS = (
         risk="Either the server is an open relay, or the run was made from a trusted network and every relay check of "
         "it says nothing.",
         source="policy",
-        probes=(OUTSIDER,),
+        probes=(OUTSIDER, vantage.VANTAGE),
         check=outsider,
         needs=Need.OUTSIDE,
     ),

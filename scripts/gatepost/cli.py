@@ -27,6 +27,13 @@ Exit codes:
   2  wrong use: arguments, settings, listener table, or this computer
   3  could not be judged: a stage failed, a check was inconclusive, or the run was cut short"""
 
+WHICH_EXIT_CODES = """\b
+Exit codes:
+  0  a port can be recommended
+  1  none works for a mail program from here
+  2  wrong use: arguments, or listener table
+  3  could not be judged: this computer has no way to the server, or the server limits us just now"""
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -323,6 +330,30 @@ def _judge(
             live.update(Text(f"verifying: {done} of {of} {what}", "dim"), refresh=True)
 
         return verification.judge_all(targets, progress=show, **how)
+
+
+@main.command("which-port", epilog=WHICH_EXIT_CODES)
+@click.argument("host")
+@click.option("--listeners", type=click.Path(path_type=Path), metavar="FILE", help="Another listener table.")
+@click.option("--hostname", metavar="NAME", help="The server's name in its certificate. Default: HOST.")
+@click.option(
+    "--ca-file", type=click.Path(path_type=Path, exists=True), help="The CA to trust, in PEM. Default: the system's."
+)
+@click.option("--json", "as_json", is_flag=True, help="Write the answer to stdout as JSON.")
+def which_port(host: str, listeners: Path | None, hostname: str | None, ca_file: Path | None, as_json: bool) -> None:
+    """Say which port a mail program should use from here, and what to type into it.
+
+    Tries every port of the listener table as a mail program does, up to the login. Sends no password and no mail.
+    """
+    from gatepost import verification
+    from gatepost.verify import which_port as ports
+
+    advice = ports.advise(verification.host(host, listeners, hostname, {"ca_file": ca_file}).target)
+    if as_json:
+        click.echo(ports.to_json(advice), nl=False)
+    else:
+        ports.show(advice)
+    sys.exit(advice.exit_code)
 
 
 @main.command()

@@ -9,6 +9,7 @@ from gatepost.verify.wire.probe import Probe, Site
 from gatepost.verify.wire.session import Answer, Ended, Failure, Reply, Session, WireError
 
 CLOSE_SECONDS = 4.0  # Postfix closes at once when a handshake fails
+MOST_SAID = 16384  # bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +53,7 @@ def _spoil(site: Site) -> Spoilt:
         said = bytearray()
         try:
             said += session.read(CLOSE_SECONDS)
-            while (more := session.read(0.5)) != b"":
+            while len(said) < MOST_SAID and (more := session.read(0.5)) != b"":
                 said += more
             session.send(b"MAIL FROM:<>\r\n")
             mail: Answer | None = _reply(session)

@@ -1,3 +1,5 @@
+import time
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import cache
 
@@ -6,14 +8,16 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
-from observations import HOST, judge
+from observations import ADDRESS, HOST, LISTENERS, judge, target
 
+from gatepost import RELEASED
+from gatepost.verify import wire
 from gatepost.verify.checks import certificate
-from gatepost.verify.checks.certificate import CERTIFICATE, covers
-from gatepost.verify.model import Severity, Verdict
-from gatepost.verify.registry import NotObserved
+from gatepost.verify.checks.certificate import CERTIFICATE, CLOCK, covers
+from gatepost.verify.model import Login, Severity, Verdict
+from gatepost.verify.registry import NotObserved, Seen
 from gatepost.verify.wire.certificate import Served
-from gatepost.verify.wire.probe import Failed
+from gatepost.verify.wire.probe import Failed, Site
 from gatepost.verify.wire.session import Failure
 
 NOW = datetime(2026, 11, 24, tzinfo=UTC)
@@ -134,3 +138,50 @@ def test_the_signature_of_a_root_that_is_served_too_does_not_count():
 )
 def test_names_match_as_rfc_9525_says(pattern, hostname, covered):
     assert covers(pattern, hostname) is covered
+
+
+def test_dates_that_do_not_please_name_the_clock_they_were_judged_by():
+    for found in (
+        judge("CRT-03", {CERTIFICATE: served(leaf(begins=5))}),
+        judge("CRT-01", {CERTIFICATE: served(trust="certificate is not yet valid")}),
+        judge("CRT-01", {CERTIFICATE: served(trust="certificate has expired")}),
+    ):
+        assert found.verdict is Verdict.FAIL
+        assert "this computer's clock says 2026-11-24 00:00 UTC; if that is wrong, so is this judgement" in found.found
+    other = judge("CRT-01", {CERTIFICATE: served(trust="unable to get local issuer certificate")})
+    assert "clock" not in other.found
+
+
+@pytest.mark.parametrize("trust", ["", "certificate is not yet valid"])
+def test_a_clock_from_before_the_release_judges_no_dates(trust):
+    early = replace(served(trust=trust), when=RELEASED - timedelta(days=1))
+    for identifier in ("CRT-01", "CRT-03"):
+        found = judge(identifier, {CERTIFICATE: early})
+        assert found.verdict is Verdict.INCONCLUSIVE
+        assert "clock says" in found.found and "this version of Gatepost was made on" in found.found
+    untrusted = judge("CRT-01", {CERTIFICATE: replace(early, trust="self-signed certificate")})
+    assert untrusted.verdict is Verdict.FAIL  # whatever the time
+
+
+def test_a_login_whose_clock_differs_is_named(monkeypatch):
+    expired = served(leaf(begins=-90, days=89))
+    whole = target(via=(Login("ssh://mx.example.test", ("ssh", "mx.example.test")),))
+    asked = []
+
+    def ask(login, script):
+        asked.append(script)
+        return f"{int(time.time()) - 86400 * 30}\n"
+
+    monkeypatch.setattr(wire.ssh, "run", ask)
+    seen = Seen(whole, None, {("relay", ADDRESS, CERTIFICATE.name): served()})
+    assert CLOCK.run(seen) is None and not asked  # the dates are good: nobody is asked
+    seen = Seen(whole, None, {("relay", ADDRESS, CERTIFICATE.name): expired})
+    clock = CLOCK.run(seen)
+    assert asked == ["date +%s"]
+    site = Site(whole, LISTENERS["relay"], ADDRESS)
+    observations = {("relay", ADDRESS, CERTIFICATE.name): expired, ("", "", CLOCK.name): clock}
+    found = certificate.dates(Seen(whole, site, observations))
+    assert found.verdict is Verdict.INCONCLUSIVE
+    assert "ssh://mx.example.test" in found.found and "-720.0 h" in found.found
+    observations["", "", CLOCK.name] = replace(clock, ahead=5.0)
+    assert certificate.dates(Seen(whole, site, observations)).verdict is Verdict.FAIL

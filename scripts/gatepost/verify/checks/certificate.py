@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+from gatepost import RELEASED
 from gatepost.verify.model import Finding, Severity, Verdict
-from gatepost.verify.registry import NotObserved, Requirement, Scope, Seen, failed, inconclusive, passed
-from gatepost.verify.wire.certificate import Served, served
+from gatepost.verify.registry import (
+    Need,
+    NotObserved,
+    Requirement,
+    Scope,
+    Seen,
+    ServerProbe,
+    Unobserved,
+    failed,
+    inconclusive,
+    passed,
+)
+from gatepost.verify.wire.certificate import Clock, Served, clock, served
 from gatepost.verify.wire.probe import Failed, Probe
 from gatepost.verify.wire.session import Failure
 
@@ -18,6 +30,7 @@ if TYPE_CHECKING:
 
 CERTIFICATE: Probe[Served] = Probe("certificate", served)
 FAIL_DAYS, WARN_DAYS = 14, 21
+CLOCK_SECONDS = 600  # two clocks that differ by more: one of them is wrong
 
 
 @lru_cache(maxsize=64)
@@ -73,9 +86,15 @@ def chain(seen: Seen) -> Finding:
             return failed(f"no certificate could be seen: {found}", transcript=found.transcript)
         raise NotObserved(found)
     count = f"{len(found.chain)} certificate(s) served"
-    if found.trust:
-        return failed(f"{found.trust} ({count})", transcript=found.transcript)
-    return passed(f"trusted, {count}", transcript=found.transcript)
+    said = f"{found.trust} ({count})" if found.trust else f"trusted, {count}"
+    of_dates = "expired" in found.trust or "not yet valid" in found.trust
+    if of_dates or not found.trust:
+        wrong = _clock_is_wrong(seen, found.when)
+        if wrong:
+            return inconclusive(f"{said}; {wrong}", transcript=found.transcript)
+    if of_dates:
+        said += f"; {_by_this_clock(found.when)}"
+    return (failed if found.trust else passed)(said, transcript=found.transcript)
 
 
 def name(seen: Seen) -> Finding:
@@ -91,13 +110,56 @@ def dates(seen: Seen) -> Finding:
     """CRT-03."""
     leaf, now = _leaf(seen), seen[CERTIFICATE].when
     begins, ends = leaf.not_valid_before_utc, leaf.not_valid_after_utc
-    said = f"valid from {begins:%Y-%m-%d %H:%M} to {ends:%Y-%m-%d %H:%M} UTC; the clock here says {now:%Y-%m-%d %H:%M}"
+    said = f"valid from {begins:%Y-%m-%d %H:%M} to {ends:%Y-%m-%d %H:%M} UTC"
+    wrong = _clock_is_wrong(seen, now)
+    if wrong:
+        return inconclusive(f"{said}; {wrong}")
     left = ends - now
     if begins > now or left <= timedelta(days=FAIL_DAYS):
-        return failed(said)
+        return failed(f"{said}; {_by_this_clock(now)}")
     if left <= timedelta(days=WARN_DAYS):
-        return Finding(Verdict.FAIL, f"{left.days} days left: {said}", severity=Severity.SHOULD)
-    return passed(said)
+        return Finding(Verdict.FAIL, f"{left.days} days left: {said}; {_by_this_clock(now)}", severity=Severity.SHOULD)
+    return passed(f"{said}; this computer's clock says {now:%Y-%m-%d %H:%M}")
+
+
+def _by_this_clock(now: datetime) -> str:
+    return f"this computer's clock says {now:%Y-%m-%d %H:%M} UTC; if that is wrong, so is this judgement"
+
+
+def _clock_is_wrong(seen: Seen, now: datetime) -> str:
+    """Return how one knows that this computer's clock is wrong; empty when nothing says so."""
+    says = f"this computer's clock says {now:%Y-%m-%d %H:%M} UTC, and that is wrong"
+    if now < RELEASED:
+        return f"{says}: this version of Gatepost was made on {RELEASED:%Y-%m-%d}"
+    try:
+        other = seen[CLOCK]
+    except (Unobserved, NotObserved):
+        return ""
+    if other is None or abs(other.ahead) <= CLOCK_SECONDS:
+        return ""
+    return f"{says}, or that of {other.login} is, which is {other.ahead / 3600:+.1f} h off"
+
+
+def _clock(seen: Seen) -> Clock | None:
+    """Ask a login for its time, but only where a certificate's dates do not please by our own clock."""
+    doubtful = (
+        isinstance(served, Served) and (_off(served) or "expired" in served.trust or "not yet" in served.trust)
+        for _listener, _address, served in seen.everywhere(CERTIFICATE)
+    )
+    return clock(seen.target.via[0]) if any(doubtful) else None
+
+
+def _off(served: Served) -> bool:
+    leaf = _read(served.chain[0])
+    return not leaf.not_valid_before_utc <= served.when < leaf.not_valid_after_utc - timedelta(days=FAIL_DAYS)
+
+
+CLOCK: ServerProbe[Clock | None] = ServerProbe(
+    "clock",
+    _clock,
+    needs=Need.VIA,
+    about="By the login, where there is one and a certificate's dates are in doubt: date +%s, against our own clock.",
+)
 
 
 def key(seen: Seen) -> Finding:
@@ -201,7 +263,7 @@ def _row(
         expected,
         remedy,
         source,
-        (CERTIFICATE,),
+        (CERTIFICATE, CLOCK) if check in (chain, dates) else (CERTIFICATE,),
         check,
         needs_tls=needs_tls,
         problem=problem,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from gatepost.verify.model import Line
+from gatepost.verify.model import Line, Login
+from gatepost.verify.wire import ssh
 from gatepost.verify.wire.probe import Site
 from gatepost.verify.wire.session import Failure, Session, WireError, client_context
 from gatepost.verify.wire.tls import Offer, ask, begin, chain_of_tls13
@@ -31,6 +33,22 @@ def served(site: Site) -> Served:
     if not chain:
         raise WireError(Failure.TLS_FAILED, f"no certificate to look at: {heard}")
     return Served(chain, _trust(site), datetime.now(UTC), heard.transcript)
+
+
+@dataclass(frozen=True, slots=True)
+class Clock:
+    """Another computer's clock."""
+
+    login: str
+    ahead: float  # seconds before ours, give or take the way there
+
+
+def clock(login: Login) -> Clock:
+    """Return how a login's clock differs from ours."""
+    said = ssh.run(login, "date +%s").strip()
+    if not said.isdecimal():
+        raise WireError(Failure.GARBAGE, f"{login.url}: date +%s says {said[:80]!r}")
+    return Clock(login.url, int(said) - time.time())
 
 
 def _trust(site: Site) -> str:

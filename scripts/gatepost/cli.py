@@ -212,7 +212,7 @@ def verify(
     """Judge mail servers from outside, on every port of the listener table.
 
     Without HOST: the servers of the environment. With HOST, a name or an address: any server, with what the options
-    say. Several are judged side by side; --html then names a directory, in which each has a page.
+    say. Several are judged side by side; FILE is then a directory, with a file for each of them.
     """
     from gatepost import verification
 
@@ -225,7 +225,7 @@ def verify(
     verification.check_ids((*only, *skip, *allowed))
     subjects = _hosts(tuple(dict.fromkeys(hosts)), listeners, given) if hosts else _servers(inventory, listeners, given)
     before = verification.Before(compare, subjects)
-    files = verification.Files(subjects, html=html, junit=junit, prometheus=prometheus)
+    files = verification.Files(subjects, {"html": html, "junit": junit, "prometheus": prometheus})
     reports = _judge(subjects, only, skip, allowed)
     shown = list(zip(subjects, reports, strict=True))
     if as_json:
@@ -240,7 +240,7 @@ def verify(
             page = verification.keep(report, subject.kept, before.of(subject))
             if not as_json:
                 click.echo(f"Report: {page}")
-    files.write(shown, before)
+        files.write(subject, report, before.of(subject))
     if len(shown) > 1 and not as_json:
         width = max(len(subject.name) for subject in subjects)
         click.echo("\n".join(f"{s.name:<{width}}  {verification.outcome(r)}" for s, r in shown))

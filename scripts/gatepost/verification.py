@@ -326,49 +326,45 @@ class Before:
 class Files:
     """The report files that were asked for. That they can be written is tried when it is made: before the run.
 
-    JUnit XML and Prometheus text hold several servers in one file; of HTML each has a page of its own, in a directory.
+    Of several servers, each has files of its own, in the directories that the options then name.
     """
 
-    def __init__(
-        self, subjects: Sequence[Subject], *, html: Path | None, junit: Path | None, prometheus: Path | None
-    ) -> None:
-        self._junit = junit and _writable(junit, "--junit")
-        self._prometheus = prometheus and _writable(prometheus, "--prometheus")
-        names = [subject.target.hostname for subject in subjects]
-        if prometheus and len(set(names)) < len(names):
-            raise GatepostError(
-                f"--prometheus {prometheus}: several servers have one name: {', '.join(dict.fromkeys(names))}",
-                expected="names that differ, since metrics are told apart by them",
-                next_step="Judge these servers in runs of their own, or give their names instead of addresses.",
-            )
-        self._pages: dict[str, Path] = {}
-        if html and len(subjects) == 1:
-            self._pages[subjects[0].name] = _writable(html, "--html")
-        elif html:
-            with _reports(f"--html {html}", "a directory: there are several servers, and each has a page"):
-                html.mkdir(exist_ok=True)
-            self._pages = {s.name: _writable(html / f"{s.name}.html", "--html") for s in subjects}
+    def __init__(self, subjects: Sequence[Subject], asked: Mapping[str, Path | None]) -> None:
+        self._paths: dict[tuple[str, str], Path] = {}  # by format and subject
+        for form, given in asked.items():
+            if given is None:
+                continue
+            if len(subjects) == 1:
+                self._paths[form, subjects[0].name] = _writable(given, f"--{form}")
+                continue
+            with _reports(f"--{form} {given}", "a directory: there are several servers, and each has a file"):
+                given.mkdir(exist_ok=True)
+            for subject in subjects:
+                path = given / f"{subject.name}.{_ENDINGS[form]}"
+                self._paths[form, subject.name] = _writable(path, f"--{form}")
 
-    def write(self, shown: Sequence[tuple[Subject, Report]], before: Before) -> None:
-        """Write what was asked for, each file in one step."""
-        reports = [report for _subject, report in shown]
-        for subject, report in shown:
-            if subject.name in self._pages:
-                environment.write(self._pages[subject.name], _page(report, before.of(subject)), 0o644)
-        if self._junit:
-            from gatepost.verify.report import junit
-
-            environment.write(self._junit, junit.to_junit(reports), 0o644)
-        if self._prometheus:
-            from gatepost.verify.report import prometheus
-
-            environment.write(self._prometheus, prometheus.to_prometheus(reports), 0o644)
+    def write(self, subject: Subject, report: Report, old: Report | None) -> None:
+        """Write what was asked for of one server, each file in one step."""
+        for (form, name), path in self._paths.items():
+            if name == subject.name:
+                environment.write(path, _rendered(form, report, old), 0o644)
 
 
-def _page(report: Report, old: Report | None) -> str:
-    from gatepost.verify.report import html
+_ENDINGS = {"html": "html", "junit": "xml", "prometheus": "prom"}
 
-    return html.render(report)
+
+def _rendered(form: str, report: Report, old: Report | None) -> str:
+    if form == "html":
+        from gatepost.verify.report import html
+
+        return html.render(report, old)
+    if form == "junit":
+        from gatepost.verify.report import junit
+
+        return junit.render(report)
+    from gatepost.verify.report import prometheus
+
+    return prometheus.render(report)
 
 
 @contextlib.contextmanager
@@ -404,7 +400,7 @@ def keep(report: Report, directory: Path, old: Report | None = None) -> Path:
 
     environment.private_directory(directory)
     name = f"{report.started:%Y%m%dT%H%M%SZ}"
-    page = _page(report, old)
+    page = _rendered("html", report, old)
     for ending, text, mode in (("json", as_json.to_json(report), 0o600), ("html", page, 0o644)):
         environment.write(directory / f"{name}.{ending}", text, mode)
         environment.write(directory / f"last.{ending}", text, mode)

@@ -43,7 +43,8 @@ def to_json(report: Report) -> str:
 
 def several_to_json(reports: Iterable[Report]) -> str:
     """Return the reports of several servers as one document: `reports`, each as :func:`to_json` writes it."""
-    return json.dumps({"reports": [_document(report) for report in reports]}, indent=2) + "\n"
+    # Report by report: of many servers, the whole as Python objects would take more memory than judging them did.
+    return '{"reports": [\n' + ",\n".join(to_json(report).rstrip() for report in reports) + "\n]}\n"
 
 
 def _document(report: Report) -> dict[str, Any]:
@@ -108,6 +109,8 @@ def _result(result: Result) -> dict[str, Any]:
         "expected": result.expected,
         "remedy": result.remedy,
         "source": result.source,
+        "problem": result.problem,
+        "risk": result.risk,
         "seconds": round(result.seconds, 3),
         "transcript": [
             {"seconds": round(line.seconds, 3), "direction": line.direction, "text": line.text}

@@ -8,6 +8,7 @@ was seen of it is given back.
 from __future__ import annotations
 
 import contextlib
+import gc
 import multiprocessing
 import os
 import signal
@@ -19,6 +20,8 @@ from multiprocessing.context import ForkProcess
 import gatepost
 from gatepost.verify import runner
 from gatepost.verify.model import Report, Target
+from gatepost.verify.registry import requirements
+from gatepost.verify.wire.tls import speaks_old_tls
 
 AT_ONCE = 8  # servers; each is mostly waiting, and a process of its own costs some 15 MB
 
@@ -35,6 +38,11 @@ def run(
 
     KeyboardInterrupt ends all runs early with partial reports; those that had not begun have one without results.
     """
+    # Once for all of them: what a run finds out about this computer, and the modules that it imports for it.
+    requirements()
+    speaks_old_tls()
+    gc.collect()
+    gc.freeze()  # else the children's collector writes to every page that they share
     context = multiprocessing.get_context("fork")
     left = list(enumerate(targets))[::-1]
     under_way: dict[Connection, tuple[int, ForkProcess]] = {}

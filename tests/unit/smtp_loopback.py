@@ -240,13 +240,23 @@ class Conversation:
             response = response or self._ask("")
             if response == "*":
                 return "501 5.7.0 Authentication aborted"
-            _, user, password = base64.b64decode(response).decode().split("\0")
+            for pattern, reply in self.server.broken:
+                if pattern.search(f"{self.phase} response {response}"):
+                    return reply
+            if len(response) > 12_288:
+                return "500 5.5.6 SASL response limit exceeded"
+            try:
+                authzid, user, password, *more = f"{base64.b64decode(response, validate=True).decode()}\0".split("\0")
+            except ValueError:
+                return "535 5.7.8 Error: authentication failed: Invalid base64 data in initial response"
+            if authzid not in ("", user) or more != [""]:
+                return "535 5.7.8 Error: authentication failed: (reason unavailable)"
         elif mechanism == "LOGIN":
             user, password = (base64.b64decode(self._ask(text)).decode() for text in ("VXNlcm5hbWU6", "UGFzc3dvcmQ6"))
         else:
             return "535 5.7.8 Error: authentication failed: Invalid authentication mechanism"
         for account in (ALICE, BOB):
-            if (user, password) == (account.address, account.password):
+            if (user.lower(), password) == (account.address, account.password):
                 self.phase, self.account = "login", account
                 return "235 2.7.0 Authentication successful"
         return "535 5.7.8 Error: authentication failed: (reason unavailable)"
@@ -281,6 +291,8 @@ class Conversation:
                 return f"554 5.7.1 {to}: Recipient address rejected: Access denied"
             if self.sender.strip("<>") not in (self.account.address, self.account.alias, ""):
                 return f"553 5.7.1 {self.sender}: Sender address rejected: not owned by user"
+            if address.endswith(f"@{DOMAIN}") and address not in LOCAL:
+                return f"550 5.1.1 {to}: Recipient address rejected: User unknown"
             self.recipients += 1
             return "250 2.1.5 Ok"
         refusal = self._strict()

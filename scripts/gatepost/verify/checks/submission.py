@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import base64
+import math
+import re
 import secrets
-from collections.abc import Callable, Iterator
+import statistics
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import groupby
 
+from gatepost.listeners import Listener
+from gatepost.verify.checks import general
 from gatepost.verify.checks.answers import extensions, judge, refusal, together
 from gatepost.verify.checks.relay import envelope, not_relayed, recipient, sender, taken, to, unknown_user
-from gatepost.verify.model import Finding
+from gatepost.verify.model import Finding, Severity, Verdict
 from gatepost.verify.registry import Need, NotObserved, Requirement, Scope, Seen, failed, inconclusive, passed
-from gatepost.verify.wire.login import LOGINS
-from gatepost.verify.wire.probe import Case, Failed, Send, Site, Told, case, dialogue, is_limit
-from gatepost.verify.wire.session import Ended, Failure, Reply, plain
+from gatepost.verify.wire.login import LOGINS, TIMING, Timing, side_by_side
+from gatepost.verify.wire.message import message
+from gatepost.verify.wire.probe import Case, Dialogue, Failed, Probe, Send, Site, Step, Told, case, dialogue, is_limit
+from gatepost.verify.wire.session import Answer, Ended, Failure, Reply, plain
 from gatepost.verify.wire.starttls import SPOILT, UPGRADE
 
 FAILED_LOGIN_SECONDS = 20.0  # servers delay it on purpose, and longer after many (surprises 15)
@@ -139,15 +146,36 @@ def no_fall_back(seen: Seen) -> Finding:
 
 # -- AUTH --------------------------------------------------------------------------------------------------------------
 
-_TOKENS = (  # mechanism, initial response; none of them holds anything real
+# Failed logins cost the server and look like an attack: no listener shall see more than ten in a run without --slow.
+# Seven go to each of them: the three of SUB-AUTH-07, EXTERNAL, ANONYMOUS, an empty password, and a login in another's
+# name. The others are dealt over the submission listeners.
+DEALT_EACH = 3
+_FIXED_MECHANISMS = (  # mechanism, initial response; none of them holds anything real
     ("EXTERNAL", "="),
     ("ANONYMOUS", base64.b64encode(b"gatepost").decode()),
+)
+_OTHER_MECHANISMS = (
     ("CRAM-MD5", ""),
     ("DIGEST-MD5", ""),
     ("NTLM", ""),
     ("GSSAPI", ""),
     ("XOAUTH2", base64.b64encode(b"user=gatepost\1auth=Bearer none\1\1").decode()),
 )
+_BASE64, _LONG = "bad base64", "13,000 octets"
+_NUL, _AUTHCID = "NUL in the password", "only a user name"
+_EMPTY, _AUTHZID = "empty password", "in another's name"
+# In this order, so that the few that one listener alone is asked are of all kinds.
+_DEALT = ("CRAM-MD5", _NUL, _BASE64, _AUTHCID, "XOAUTH2", _LONG, "DIGEST-MD5", "NTLM", "GSSAPI")
+
+
+def _dealt(site: Site) -> tuple[str, ...]:
+    """Return which of the dealt logins this listener is asked: all of them where there is time (--slow)."""
+    if site.target.slow:
+        return _DEALT
+    dealt_to = [listener.name for listener in site.target.listeners if listener.is_submission]
+    if site.listener.name not in dealt_to:  # as in docs/checks.md
+        return _DEALT
+    return _DEALT[dealt_to.index(site.listener.name) :: len(dealt_to)][:DEALT_EACH]
 
 
 def _inside(site: Site) -> Iterator[Case]:
@@ -157,9 +185,41 @@ def _inside(site: Site) -> Iterator[Case]:
 
 
 def _mechanisms(site: Site) -> Iterator[Case]:
-    for mechanism, token in _TOKENS:
+    mine = _dealt(site)
+    for mechanism, token in (*_FIXED_MECHANISMS, *(other for other in _OTHER_MECHANISMS if other[0] in mine)):
         # `*` gives up, should the server go along with a challenge.
         yield case(mechanism, Send(f"AUTH {mechanism} {token}".rstrip(), timeout=FAILED_LOGIN_SECONDS), ends=True)
+
+
+def _responses(site: Site) -> Iterator[Case]:
+    mine = _dealt(site)
+    if _BASE64 in mine:
+        yield case(_BASE64, Send("AUTH PLAIN !gatepost!", timeout=FAILED_LOGIN_SECONDS), ends=True)
+    if _LONG in mine:
+        response = Send("A" * 13_000, timeout=FAILED_LOGIN_SECONDS)
+        yield case(_LONG, Send("AUTH PLAIN", vital=True), response, ends=True)
+
+
+def _odd_logins(site: Site) -> Iterator[Case]:
+    """What must not log in although, but for its oddity, it could: inside TLS that was judged safe."""
+    user, password = site.target.accounts[0].address, site.target.accounts[0].password
+    other = next((a.address for a in site.target.accounts[1:]), f"postmaster@{user.rpartition('@')[2]}")
+    responses = {
+        _AUTHZID: plain(user, password, authzid=other),
+        _EMPTY: plain(user, ""),
+        _NUL: plain(user, f"{password}\0gatepost"),
+        _AUTHCID: base64.b64encode(f"\0{user}".encode()).decode(),
+    }
+    mine = (_AUTHZID, _EMPTY, *_dealt(site))
+    for label, response in responses.items():
+        if label in mine:
+            yield case(label, Send(f"AUTH PLAIN {response}", timeout=FAILED_LOGIN_SECONDS), ends=True)
+
+
+def _wrong_case(site: Site) -> Iterator[Case]:
+    account = site.target.accounts[0]
+    response = plain(account.address.swapcase(), account.password)
+    yield case("wrong case", Send(f"AUTH PLAIN {response}", timeout=FAILED_LOGIN_SECONDS), ends=True)
 
 
 def _without_login(site: Site) -> Iterator[Case]:
@@ -201,6 +261,9 @@ def _wrong(user: str) -> Case:
 
 INSIDE = dialogue("starttls-inside", _inside)
 ALONE = dialogue("mechanisms", _mechanisms, once=True)
+RESPONSES = dialogue("odd-responses", _responses, slow=True, once=True)
+ODD_LOGINS = side_by_side("odd-logins", _odd_logins)
+WRONG_CASE = side_by_side("user-name-in-wrong-case", _wrong_case)
 ANONYMOUS = dialogue("submission-without-login", _without_login)
 BEFORE_EHLO = dialogue("auth-before-ehlo", _before_ehlo, greet_only=True, once=True)
 WRONG_PASSWORD = dialogue("wrong-password", _wrong_password, slow=True, once=True)
@@ -235,7 +298,28 @@ def offers_plain_and_login(seen: Seen) -> Finding:
 
 def other_mechanisms_refused(seen: Seen) -> Finding:
     """SUB-AUTH-02: whatever EHLO says. Any 5xx but the 503 of a session that an earlier one has logged in."""
-    return together(judge(told, lambda reply: reply.code >= 500) for told in seen[ALONE].told)
+    finding = together(judge(told, lambda reply: reply.code >= 500) for told in seen[ALONE].told)
+    return _with_dealt(seen, finding, ALONE, [mechanism for mechanism, _ in _OTHER_MECHANISMS])
+
+
+def _with_dealt(
+    seen: Seen, finding: Finding | None, probe: Probe[Dialogue | tuple[Told, ...]], labels: Iterable[str]
+) -> Finding:
+    """Say of the logins that this listener was not asked which other one was, and which are left to --slow."""
+    mine = _dealt(seen.here)
+    elsewhere: dict[str, list[str]] = {}
+    for label in (label for label in labels if label not in mine):
+        asked = [li.name for li, _, found in seen.everywhere(probe) if label in _labels(found)]
+        elsewhere.setdefault(f"asked of {asked[0]}" if asked else "left to --slow", []).append(label)
+    notes = "; ".join(f"{', '.join(labels)}: {where}" for where, labels in elsewhere.items())
+    if finding is None:
+        return Finding(Verdict.NOT_RUN, notes)
+    return Finding(finding.verdict, "\n".join(filter(None, (finding.found, notes))), finding.transcript)
+
+
+def _labels(found: Dialogue | tuple[Told, ...] | Failed) -> frozenset[str]:
+    told = found.told if isinstance(found, Dialogue) else () if isinstance(found, Failed) else found
+    return frozenset(t.label for t in told)
 
 
 def no_obsolete_form(seen: Seen) -> Finding:
@@ -264,8 +348,10 @@ def logs_in(seen: Seen) -> Finding:
         raise NotObserved(observed)
     findings = []
     for attempt in observed:
-        found = f"{attempt.way}: {attempt.answer}"
         answer = attempt.answer
+        found = f"{attempt.way}: {answer}"
+        if isinstance(answer, Reply) and answer.code == 535:
+            found += f"; {seen.target.accounts[0].address} does not exist, its password is another, or AUTH is broken"
         if isinstance(answer, Reply) and is_limit(answer):
             findings.append(inconclusive(found, transcript=attempt.transcript))
         elif isinstance(answer, Reply) and answer.code == 235:
@@ -314,6 +400,90 @@ def auth_can_be_cancelled(seen: Seen) -> Finding:
     return judge(told, lambda reply: reply.code == 501)
 
 
+def odd_responses_refused(seen: Seen) -> Finding:
+    """SUB-AUTH-13: also by closing the connection, which must go on being answered afterwards (GEN-NET-01)."""
+    told = seen[RESPONSES].told
+    finding = together(judge(t, lambda reply: reply.code >= 500) for t in told) if told else None
+    return _with_dealt(seen, finding, RESPONSES, (_BASE64, _LONG))
+
+
+def nobody_acts_for_another(seen: Seen) -> Finding:
+    """SUB-AUTH-14."""
+    return together(_refused(told) for told in seen[ODD_LOGINS] if told.label == _AUTHZID)
+
+
+def odd_passwords_refused(seen: Seen) -> Finding:
+    """SUB-AUTH-15."""
+    finding = together(_refused(told) for told in seen[ODD_LOGINS] if told.label != _AUTHZID)
+    return _with_dealt(seen, finding, ODD_LOGINS, (_NUL, _AUTHCID))
+
+
+def _refused(told: Told) -> Finding:
+    finding = judge(told, lambda reply: reply.code >= 500)
+    return Finding(finding.verdict, f"{told.label}: {finding.found}", finding.transcript)
+
+
+def wrong_case(seen: Seen) -> Finding:
+    """SUB-AUTH-16."""
+    told = seen[WRONG_CASE][0]
+    return Finding(Verdict.INFO, f"the user name with upper and lower case exchanged: {told}", told.transcript)
+
+
+MIN_GAP_SECONDS = 0.030
+MIN_FAILURE_SECONDS = 1.0
+SIGNIFICANCE = 0.01
+
+
+def users_take_equally_long(seen: Seen) -> Finding:
+    """SUB-AUTH-08: the ranks of the two overlap (Mann–Whitney), or their medians are close."""
+    timing = seen[TIMING]
+    if unknown := _not_timed(timing):
+        return unknown
+    p = mann_whitney(timing.known, timing.unknown)
+    gap = abs(statistics.median(timing.known) - statistics.median(timing.unknown))
+    found = (
+        f"{len(timing.known)} pairs: a wrong password takes {statistics.median(timing.known):.3f} s, an unknown user "
+        f"{statistics.median(timing.unknown):.3f} s (medians); {gap * 1000:.0f} ms apart, p = {p:.4f}"
+    )
+    return (passed if p > SIGNIFICANCE or gap < MIN_GAP_SECONDS else failed)(found, transcript=timing.transcript)
+
+
+def failures_are_slow(seen: Seen) -> Finding:
+    """SUB-AUTH-08b."""
+    timing = seen[TIMING]
+    if unknown := _not_timed(timing):
+        return unknown
+    times = (*timing.known, *timing.unknown)
+    found = f"{len(times)} failed logins took {min(times):.2f} to {max(times):.2f} s"
+    return (passed if min(times) >= MIN_FAILURE_SECONDS else failed)(found, transcript=timing.transcript)
+
+
+def _not_timed(timing: Timing) -> Finding | None:
+    if timing.stopped is None:
+        return None
+    return inconclusive(
+        f"after {len(timing.unknown)} pairs a failed login was answered {timing.stopped}", transcript=timing.transcript
+    )
+
+
+def mann_whitney(a: Sequence[float], b: Sequence[float]) -> float:
+    """Return the two-sided p-value of the Mann–Whitney U test, by the normal approximation, corrected for continuity
+    and for ties."""
+    ranks: dict[float, float] = {}
+    ties, below = 0, 0
+    for value, same in groupby(sorted((*a, *b))):
+        count = len(list(same))
+        ranks[value] = below + (count + 1) / 2
+        below += count
+        ties += count**3 - count
+    n, m, total = len(a), len(b), len(a) + len(b)
+    u = sum(ranks[value] for value in a) - n * (n + 1) / 2
+    variance = n * m / 12 * (total + 1 - ties / (total * (total - 1)))
+    if variance <= 0:
+        return 1.0
+    return math.erfc(max(0.0, abs(u - n * m / 2) - 0.5) / math.sqrt(2 * variance))
+
+
 # -- Sending as somebody -----------------------------------------------------------------------------------------------
 
 
@@ -326,11 +496,17 @@ def _address(site: Site, who: str) -> str:
         "other": f"<{accounts[-1].address}>",
         "foreign": f"<{sender(site)}>",
         "nobody": f"<{unknown_user()}@{site.domain}>",
+        "null": "<>",
     }[who]
 
 
 def _as_first(site: Site) -> Iterator[Case]:
-    for who in ("own", "alias", "other", "foreign", "nobody"):
+    own = _address(site, "own")
+    # As in mail programs. Before what is refused, since a connection carries four errors.
+    helos = (line for name in MUA_NAMES for line in (f"EHLO {name}", f"MAIL FROM:{own}", f"RCPT TO:{_victim(site)}"))
+    yield case("names", *helos, f"EHLO {site.ehlo}")
+    yield case("unlisted", Send(f"MAIL FROM:{own}", vital=True), f"RCPT TO:<{unknown_user()}@{site.domain}>")
+    for who in ("null", "own", "alias", "other", "foreign", "nobody"):
         if (who != "alias" or site.target.accounts[0].alias) and (who != "other" or len(site.target.accounts) > 1):
             yield envelope(_address(site, who), _victim(site))
 
@@ -341,10 +517,24 @@ def _after_login(site: Site) -> Iterator[Case]:
     yield case("inside", f"MAIL FROM:<{site.target.accounts[0].address}>", f"AUTH PLAIN {invented}", stop_on_error=True)
 
 
+def _other_from(site: Site) -> Iterator[Case]:
+    own = site.target.accounts[0].address
+    text = message(site, "other-from", sender=f"gatepost-probe@{site.outside}", recipient=own)
+    yield case(
+        "message",
+        Send(f"MAIL FROM:<{own}>", vital=True),
+        Send(f"RCPT TO:<{own}>", vital=True),
+        Send("DATA", vital=True),
+        Send(text + b".\r\n", timeout=FAILED_LOGIN_SECONDS),
+    )
+
+
 def _as_second(site: Site) -> Iterator[Case]:
     yield envelope(_address(site, "own"), _victim(site))
 
 
+MUA_NAMES = ("[192.168.1.2]", "localhost", "my_pc")
+OTHER_FROM = dialogue("header-of-another", _other_from, account=0, once=True)
 AS_FIRST = dialogue("submission-as-first", _as_first, account=0, once=True)
 AS_SECOND = dialogue("submission-as-second", _as_second, account=1, once=True)
 AFTER_LOGIN = dialogue("auth-after-login", _after_login, account=0, once=True)
@@ -380,6 +570,33 @@ def own_alias(seen: Seen) -> Finding:
     return taken(_tried(seen, "alias"))
 
 
+def null_sender(seen: Seen) -> Finding:
+    """SUB-SND-06."""
+    told = _tried(seen, "null")
+    return Finding(Verdict.INFO, str(told), told.transcript)
+
+
+def header_of_another(seen: Seen) -> Finding:
+    """SUB-SND-07."""
+    told = seen[OTHER_FROM]["message"]
+    found = f"From: <gatepost-probe@{seen.here.outside}> sent as {seen.target.accounts[0].address}: {told.last}"
+    return Finding(Verdict.INFO, found, told.transcript)
+
+
+def no_bounces(seen: Seen) -> Finding:
+    """SUB-RCP-01."""
+    return refusal(seen[AS_FIRST]["unlisted"])
+
+
+def any_name_will_do(seen: Seen) -> Finding:
+    """SUB-HLO-01: neither EHLO nor what follows is refused for the name."""
+    told = seen[AS_FIRST]["names"]
+    finding = _every(told, lambda reply: reply.code == 250)
+    if finding.verdict is Verdict.PASS and len(told.steps) < 3 * len(MUA_NAMES):
+        return inconclusive(f"not all could be asked: {told}", transcript=told.transcript)
+    return finding
+
+
 def auth_again(seen: Seen) -> Finding:
     """SUB-AUTH-09."""
     return refusal(seen[AFTER_LOGIN]["again"], (503,))
@@ -388,6 +605,79 @@ def auth_again(seen: Seen) -> Finding:
 def auth_in_transaction(seen: Seen) -> Finding:
     """SUB-AUTH-10."""
     return refusal(seen[AFTER_LOGIN]["inside"], (503,))
+
+
+# -- One like the other ------------------------------------------------------------------------------------------------
+
+_COMPARED = (
+    *(CLEAR, AUTH_CLEAR, ARGUMENT, INSIDE, ALONE, RESPONSES, ANONYMOUS, BEFORE_EHLO),
+    *(general.VERBS, general.CLEAR, general.BDAT, general.GET, general.EARLY),
+)
+# These too, when other rows asked: they need accounts.
+_COMPARED_IF_SEEN = (WRONG_PASSWORD, UNKNOWN_USER, FOREIGN_DOMAIN, AS_FIRST, AS_SECOND, AFTER_LOGIN)
+_CHANGING = re.compile(r"\b(?=[0-9A-Za-z]*[0-9])[0-9A-Za-z]{8,}\b|\b\d{1,2}:\d\d(:\d\d)?\b")  # queue ids, tokens, times
+
+
+def all_answer_alike(seen: Seen) -> Finding:
+    """SUB-CFG-01: dialogue by dialogue, what every listener was asked and answered without meeting a limit."""
+    listeners = [li for li in seen.target.listeners if Scope.SUBMISSION_STARTTLS.covers(li)]
+    if len(listeners) < 2:
+        return Finding(Verdict.NOT_APPLICABLE, "there are no two submission listeners with STARTTLS")
+    different: list[str] = []
+    compared, missing = 0, set()
+    for probe in (*_COMPARED, *_COMPARED_IF_SEEN):
+        answers: dict[str, dict[str, dict[str, str]]] = {}  # address → what was asked → listener → answer
+        for listener, address, found in seen.everywhere(probe):
+            if listener not in listeners:
+                continue
+            if isinstance(found, Failed):
+                if found.failure is not Failure.NOT_TRIED:
+                    missing.add(f"{probe.name} on {listener.name}: {found}")
+                continue
+            for asked, answer in _answers(found, listener):
+                answers.setdefault(address, {}).setdefault(asked, {})[listener.name] = answer
+        for asked, by_listener in ((asked, by) for at in answers.values() for asked, by in at.items()):
+            if len(by_listener) > 1:
+                compared += 1
+            if len(set(by_listener.values())) > 1:
+                different.append(f"{asked}: " + " but ".join(f"{a!r} on {name}" for name, a in by_listener.items()))
+    if different:
+        return failed("\n".join(dict.fromkeys(different)))
+    if missing or not compared:
+        return inconclusive("not everything could be compared: " + ("; ".join(sorted(missing)) or "nothing was seen"))
+    return passed(f"{compared} answers are the same on {', '.join(li.name for li in listeners)}")
+
+
+def _answers(found: Dialogue, listener: Listener) -> Iterator[tuple[str, str]]:
+    hellos = (("greeting", found.greeting), ("EHLO in clear", found.ehlo_clear), ("EHLO inside TLS", found.ehlo_tls))
+    for what, reply in hellos:
+        if reply is not None and not is_limit(reply):
+            yield what, _plain(reply, listener)
+    for told in found.told:
+        if told.was_limited or told.retried:
+            continue
+        for number, step in enumerate(told.steps):
+            if all(_is_settled(answer) for answer in step.answers):
+                yield f"{_sent(told, step, number)}", " | ".join(_plain(a, listener) for a in step.answers)
+
+
+def _sent(told: Told, step: Step, number: int) -> str:
+    # Not what was sent alone: it may hold what is drawn anew for each listener.
+    verb = step.sent.partition(" ")[0][:20]
+    return f"{told.label}, {number + 1}. {verb}"
+
+
+def _is_settled(answer: Answer) -> bool:
+    """Whether an answer tells how the server is set up, and not how busy it is."""
+    return isinstance(answer, Reply) or answer.failure is Failure.CLOSED
+
+
+def _plain(answer: Answer, listener: Listener) -> str:
+    """Return an answer without what may differ: port, listener's name, ids and times."""
+    if not isinstance(answer, Reply):
+        return str(answer.failure)
+    text = re.sub(rf"\b({listener.port}|{re.escape(listener.name)})\b", "…", answer.text)
+    return f"{answer.code} {_CHANGING.sub('…', text)}"
 
 
 # -- Rows --------------------------------------------------------------------------------------------------------------
@@ -509,7 +799,8 @@ REQUIREMENTS = (
         id="SUB-AUTH-02",
         scope=Scope.SUBMISSION,
         title="Other mechanisms are refused, offered or not",
-        expected="5xx (535 5.7.8 or 504 5.5.4) to AUTH " + ", ".join(mechanism for mechanism, _ in _TOKENS),
+        expected="5xx (535 5.7.8 or 504 5.5.4) to AUTH "
+        + ", ".join(mechanism for mechanism, _ in (*_FIXED_MECHANISMS, *_OTHER_MECHANISMS)),
         remedy="auth_mechanisms = plain login in Dovecot; smtpd_sasl_tls_security_options = noanonymous; "
         "smtpd_sasl_mechanism_filter = !external, static:rest",
         source="RFC 4954 §4, RFC 4505, RFC 8314 §4",
@@ -585,6 +876,36 @@ REQUIREMENTS = (
         once=True,
     ),
     Requirement(
+        id="SUB-AUTH-08",
+        scope=Scope.SUBMISSION,
+        title="The time that a failed login takes does not tell which users exist",
+        expected="nine pairs in turns: ranks overlap (Mann–Whitney p > 0.01), or medians less than 30 ms apart",
+        remedy="auth_failure_delay = 2 secs in Dovecot; a password hash whose cost is the same for all users.",
+        source="RFC 5321 §7.3, Gatepost's policy",
+        probes=(TIMING,),
+        check=users_take_equally_long,
+        needs_tls=True,
+        needs=Need.ACCOUNT | Need.SLOW,
+        once=True,
+        problem="A wrong password is refused sooner or later than a user that does not exist.",
+        risk="Attackers find out which addresses have a mailbox, and try passwords only there.",
+    ),
+    Requirement(
+        id="SUB-AUTH-08b",
+        scope=Scope.SUBMISSION,
+        title="A failed login takes its time",
+        expected="at least 1.0 s each",
+        remedy="auth_failure_delay = 2 secs in Dovecot",
+        source="Gatepost's policy",
+        probes=(TIMING,),
+        check=failures_are_slow,
+        needs_tls=True,
+        needs=Need.ACCOUNT | Need.SLOW,
+        once=True,
+        problem="The server refuses wrong passwords at once.",
+        risk="Attackers try many passwords in a short time.",
+    ),
+    Requirement(
         id="SUB-AUTH-09",
         scope=Scope.SUBMISSION,
         title="No second AUTH after a login",
@@ -631,6 +952,64 @@ REQUIREMENTS = (
         probes=(INSIDE,),
         check=auth_can_be_cancelled,
         needs_tls=True,
+    ),
+    Requirement(
+        id="SUB-AUTH-13",
+        scope=Scope.SUBMISSION,
+        title="Nonsense and very long responses do not log in",
+        expected="5xx (535 5.7.8, 501 5.5.2 or 500 5.5.6) to a response that is not base64 and to one of 13,000 octets",
+        remedy="Postfix does this by itself (smtpd_sasl_response_limit = 12288): look for a proxy in front of it.",
+        source="RFC 4954 §4",
+        probes=(RESPONSES,),
+        check=odd_responses_refused,
+        needs_tls=True,
+        once=True,
+        problem="The server does not refuse a login that makes no sense.",
+        risk="Somebody who sends nonsense may crash it, or even be let in.",
+    ),
+    Requirement(
+        id="SUB-AUTH-14",
+        scope=Scope.SUBMISSION,
+        title="No user logs in in another one's name",
+        expected="535 (5xx) to AUTH PLAIN with V as authorization identity and U's user name and password",
+        remedy="No master users in Dovecot (auth_master_user_separator empty, no passdb with master = yes).",
+        source="RFC 4616 §2",
+        probes=(ODD_LOGINS,),
+        check=nobody_acts_for_another,
+        needs_tls=True,
+        needs=Need.ACCOUNT,
+        once=True,
+        problem="A user can log in as another one with his own password.",
+        risk="One stolen password opens every mailbox, and mail goes out in anybody's name.",
+    ),
+    Requirement(
+        id="SUB-AUTH-15",
+        scope=Scope.SUBMISSION,
+        title="No login with an empty, a cut or no password",
+        expected="535 or 501 (5xx) to U with an empty password, the right one with NUL and more, and none at all",
+        remedy="Look at Dovecot's passdb: no nopassword, and no LDAP bind that takes an empty password for anonymous.",
+        source="RFC 4616 §2, RFC 4513 §5.1.2",
+        probes=(ODD_LOGINS,),
+        check=odd_passwords_refused,
+        needs_tls=True,
+        needs=Need.ACCOUNT,
+        once=True,
+        problem="A login works without the whole password.",
+        risk="Anybody who knows an address sends mail as its owner.",
+    ),
+    Requirement(
+        id="SUB-AUTH-16",
+        scope=Scope.SUBMISSION,
+        title="Whether a user name may be written in upper case",
+        expected="recorded only: 235 suits users; login maps must then compare in lower case",
+        remedy="auth_username_format = %Lu in Dovecot",
+        source="Gatepost's policy",
+        probes=(WRONG_CASE,),
+        check=wrong_case,
+        severity=Severity.INFO,
+        needs_tls=True,
+        needs=Need.ACCOUNT,
+        once=True,
     ),
     Requirement(
         id="SUB-SND-01",
@@ -696,5 +1075,78 @@ REQUIREMENTS = (
         needs_tls=True,
         needs=Need.ACCOUNT | Need.ALIAS | Need.OUTSIDE | Need.DOMAIN,
         once=True,
+    ),
+    Requirement(
+        id="SUB-SND-06",
+        scope=Scope.SUBMISSION,
+        title="Whether a user may send with the empty sender",
+        expected="recorded only: 250, since receipts (RFC 8098 §3) need it",
+        remedy="reject_sender_login_mismatch never applies to <>: limit it by rate.",
+        source="RFC 6409 §6.1",
+        probes=(AS_FIRST,),
+        check=null_sender,
+        severity=Severity.INFO,
+        needs_tls=True,
+        needs=Need.ACCOUNT | Need.OUTSIDE | Need.DOMAIN,
+        once=True,
+    ),
+    Requirement(
+        id="SUB-SND-07",
+        scope=Scope.SUBMISSION,
+        title="Whether the From: line may name somebody else",
+        expected="recorded only: 250, unless a milter compares the header with the login",
+        remedy="Postfix itself does not compare them: a milter can.",
+        source="RFC 6409 §8.1",
+        probes=(OTHER_FROM,),
+        check=header_of_another,
+        severity=Severity.INFO,
+        needs_tls=True,
+        needs=Need.ACCOUNT | Need.OUTSIDE | Need.VIA,  # the message is delivered to U, and removed there
+        once=True,
+    ),
+    Requirement(
+        id="SUB-RCP-01",
+        scope=Scope.SUBMISSION,
+        title="A user's mail to nobody of the domain is refused at once",
+        expected="550 5.1.1 (5xx) to RCPT <NX@DOM> after a login as U",
+        remedy="smtpd_reject_unlisted_recipient = yes (the default), or reject_unlisted_recipient before "
+        "permit_sasl_authenticated; recipient maps that list all mailboxes, and no catch-all.",
+        source="RFC 5321 §3.6.2, Gatepost's policy",
+        probes=(AS_FIRST,),
+        check=no_bounces,
+        needs_tls=True,
+        needs=Need.ACCOUNT | Need.OUTSIDE | Need.DOMAIN,
+        once=True,
+        problem="The server takes mail to addresses of its own domain that do not exist.",
+        risk="Who mistypes a colleague's address learns it from a bounce, late or never.",
+    ),
+    Requirement(
+        id="SUB-HLO-01",
+        scope=Scope.SUBMISSION,
+        title="Mail clients may say any name in EHLO",
+        expected="250 to " + ", ".join(f"EHLO {name}" for name in MUA_NAMES) + ", and to MAIL and RCPT behind them",
+        remedy="-o smtpd_helo_restrictions= -o smtpd_client_restrictions= on this service: what keeps spam out of port "
+        "25 keeps mail programs out of this one.",
+        source="RFC 5321 §4.1.4",
+        probes=(AS_FIRST,),
+        check=any_name_will_do,
+        needs_tls=True,
+        needs=Need.ACCOUNT | Need.OUTSIDE | Need.DOMAIN,
+        once=True,
+        problem="The server refuses mail programs because of the name by which they introduce themselves.",
+        risk="Users at home and on the road cannot send mail, although their password is right.",
+    ),
+    Requirement(
+        id="SUB-CFG-01",
+        scope=Scope.SERVER,
+        over=Scope.SUBMISSION_STARTTLS,
+        title="Submission listeners with STARTTLS answer alike",
+        expected="the same replies to the same dialogues, but for port numbers, ids and times",
+        remedy="The same -o settings in master.cf on all of them: postconf -P shows them side by side.",
+        source="Gatepost's policy",
+        probes=_COMPARED,
+        check=all_answer_alike,
+        problem="Two ports that should be the same service behave differently.",
+        risk="What is forbidden on one is allowed on the other, or works only for some users.",
     ),
 )

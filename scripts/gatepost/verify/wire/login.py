@@ -1,13 +1,18 @@
-"""Logging in the three ways that mail clients use: AUTH PLAIN with and without an initial response, AUTH LOGIN."""
+"""Logging in: the three ways that mail clients use, ways that must not work, and how long a failure takes.
+
+All connections that are shown a password accept only the target's own certificate, save in the lab.
+"""
 
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable
+import contextlib
+import secrets
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from gatepost.verify.model import Account, Line
-from gatepost.verify.wire.probe import Probe, Site
+from gatepost.verify.wire.probe import Case, Phase, Probe, Site, Step, Told, is_limit
 from gatepost.verify.wire.session import Answer, Ended, Reply, Session, WireError, plain
 
 LOGIN_SECONDS = 20.0  # a server may delay, and its password hash may be costly
@@ -64,3 +69,86 @@ def _logins(site: Site) -> tuple[Attempt, ...]:
 
 
 LOGINS = Probe("logins", _logins, account=0, once=True)
+
+
+def side_by_side(name: str, cases: Callable[[Site], Iterable[Case]]) -> Probe[tuple[Told, ...]]:
+    """Return the probe that sends each case (one command) on a connection of its own, all at the same time: a server
+    takes seconds to refuse a login, and as long for several.
+
+    They may hold the first account's password.
+    """
+
+    def run(site: Site) -> tuple[Told, ...]:
+        with contextlib.ExitStack() as stack:
+            asked = []
+            for this in cases(site):
+                session = stack.enter_context(Session(site))
+                session.open(verify=not site.target.lab)
+                asked.append((this, session))
+            before = [len(session.transcript) for _, session in asked]
+            for this, session in asked:
+                data = this.sends[0].data
+                session.send(data if isinstance(data, bytes) else data.encode() + b"\r\n")
+            told = []
+            for (this, session), start in zip(asked, before, strict=True):
+                try:
+                    answer: Answer = session.reply(this.sends[0].timeout)
+                except WireError as error:
+                    answer = Ended(error.failure, error.detail)
+                lines = session.transcript[start:]
+                told.append(Told(this.label, (Step(lines[0].text, (answer,)),), lines))
+            return tuple(told)
+
+    about = "Inside TLS, each on a connection of its own."
+    return Probe(name, run, account=0, slow=True, once=True, about=about, cases=cases)
+
+
+PAIRS = 9
+LIMIT_PAUSE = 10.0  # seconds between tries while the server counts too many logins in a minute
+LIMIT_TRIES = 7
+_PER_CONNECTION = 4  # failed logins: Postfix slows down what comes after smtpd_soft_error_limit
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """How long failed logins took, in seconds, from the command to the reply: pair by pair."""
+
+    known: tuple[float, ...]  # a wrong password of a user that exists
+    unknown: tuple[float, ...]
+    stopped: Answer | None  # what came in place of 535, before there were PAIRS of them
+    transcript: tuple[Line, ...]
+
+
+def _timing(site: Site) -> Timing:
+    """Fail to log in as U and as nobody, in turns, one after the other."""
+    user = site.target.accounts[0].address
+    domain = user.rpartition("@")[2]
+    # ABBA, so that a server that gets slower by the minute does so for both alike.
+    left = [known for pair in range(PAIRS) for known in ((True, False) if pair % 2 == 0 else (False, True))]
+    times: dict[bool, list[float]] = {True: [], False: []}
+    lines: list[Line] = []
+    pauses = 0
+    while left:
+        with Session(site, seconds=_PER_CONNECTION * LOGIN_SECONDS + 20) as session:
+            answer: Answer
+            try:
+                session.open()
+                for _ in range(min(_PER_CONNECTION, len(left))):
+                    name = user if left[0] else f"gatepost-{secrets.token_hex(6)}@{domain}"
+                    answer = session.command(f"AUTH PLAIN {plain(name, secrets.token_hex(12))}", LOGIN_SECONDS)
+                    if answer.code != 535:
+                        break
+                    times[left.pop(0)].append(answer.seconds)
+            except WireError as error:
+                answer = Ended(error.failure, error.detail)
+            lines += session.transcript
+        if isinstance(answer, Reply) and answer.code == 535:
+            continue
+        if is_limit(answer) and pauses < LIMIT_TRIES and not site.cancelled.wait(LIMIT_PAUSE):
+            pauses += 1
+            continue
+        return Timing(tuple(times[True]), tuple(times[False]), answer, tuple(lines))
+    return Timing(tuple(times[True]), tuple(times[False]), None, tuple(lines))
+
+
+TIMING = Probe("failed-logins-timed", _timing, slow=True, once=True, phase=Phase.AFTER)

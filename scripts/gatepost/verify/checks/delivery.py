@@ -82,11 +82,14 @@ def _accepted(seen: Seen, kind: str) -> Sent:
     return sent
 
 
-def _stuck(delivered: Delivered) -> str:
-    ours = [q for q in delivered.queued if q.ours]
-    return "; ".join(
-        f"{q.identity} to {', '.join(q.recipients)} is queued: {q.reason or 'no reason yet'}" for q in ours
-    )
+def _where(delivered: Delivered, sent: Sent) -> str:
+    """Return what the queue and the log say of a message that did not arrive."""
+    queued = [q for q in delivered.queued if q.ours and q.identity == sent.identity]
+    if queued:
+        return "; ".join(f"it is queued for {', '.join(q.recipients)}: {q.reason or 'no reason yet'}" for q in queued)
+    log = [line for line in delivered.log if sent.identity and sent.identity in line]
+    said = f"; Postfix's log: {' / '.join(log)}" if log else ""
+    return f"it is not in the queue either{said}"
 
 
 # -- Delivery ----------------------------------------------------------------------------------------------------------
@@ -133,9 +136,8 @@ def _in_mailbox(seen: Seen, kind: str) -> Finding:
     if copies:
         users = ", ".join(copy.user for copy in copies)
         return passed(f"{kind}: for {to}, read back from the mailbox of {users}", transcript=sent.told.transcript)
-    why = _stuck(delivered) or "and it is not in the queue either"
     return failed(
-        f"{kind}: taken ({sent.told.last}) for {to}, but in no mailbox after 8 s; {why}",
+        f"{kind}: taken ({sent.told.last}) for {to}, but in no mailbox after 8 s; {_where(delivered, sent)}",
         transcript=sent.told.transcript,
     )
 
@@ -149,7 +151,7 @@ def at_the_sink(seen: Seen) -> Finding:
     wanted = sink_address(seen.target, seen.here.listener.name)
     copies = delivered.at_sink(sent)
     if not copies:
-        why = _stuck(delivered) or "and it is not in the queue either"
+        why = _where(delivered, sent)
         return failed(f"the sink got no message for {wanted} within 8 s; {why}", transcript=sent.told.transcript)
     found = "; ".join(f"from <{c.mail_from}> to <{'>, <'.join(c.rcpt_to)}>, by {c.peer}" for c in copies)
     intact = len(copies) == 1 and copies[0].mail_from == sender and copies[0].rcpt_to == (wanted,)
@@ -269,7 +271,7 @@ def not_a_source(seen: Seen) -> Finding:
         return inconclusive(delivered.no_sink)
     copies = delivered.at_sink(sent)
     if not copies:
-        raise NotObserved(Failed(Failure.NOT_TRIED, f"the sink got nothing (E2E-02); {_stuck(delivered)}"))
+        raise NotObserved(Failed(Failure.NOT_TRIED, f"the sink got nothing (E2E-02); {_where(delivered, sent)}"))
     bare = [c for c in copies if re.search(rb"(?<!\r)\n|\r(?!\n)", c.content)]
     found = f"the sink took {len(copies)} message{'s' if len(copies) > 1 else ''}"
     if bare or len(copies) > 1:

@@ -42,6 +42,13 @@ class Sent:
     source: str  # our address, as the server sees it
 
     @property
+    def identity(self) -> str:
+        """Return the name under which Postfix queued it; empty where it does not say so."""
+        last = self.told.last
+        match = re.search(r"queued as (\w+)", last.text) if isinstance(last, Reply) else None
+        return match.group(1) if match else ""
+
+    @property
     def accepted(self) -> bool:
         """Whether the server took the message."""
         return self.told.steps[-1].sent == "(message)" and self.told.codes[-1:] == (250,)
@@ -82,6 +89,7 @@ class Delivered:
     no_sink: str
     queued: tuple[Queued, ...]
     names: tuple[str, ...]  # what the server's resolver calls our addresses (PTR)
+    log: tuple[str, ...] = ()  # lines of Postfix's log about the messages, where one is missing
 
     def of(self, kind: str, listener: str) -> Sent | None:
         """Return the message of this kind that a listener was given."""
@@ -132,12 +140,14 @@ _READ = """
 users="$(printf '%s\\n' {users}
 for map in $(postconf -xh virtual_alias_maps | tr ',' ' '); do postmap -q {role} "$map" | tr ',' '\\n'; done)"
 users=$(printf '%s\\n' "$users" | sed 's/ //g' | sort -u)
-for _ in $(seq {rounds}); do
+end=$((SECONDS + {seconds}))
+while :; do
   n=0
   for user in $users; do
     n=$((n + $(doveadm search -u "$user" mailbox '*' HEADER {header} {token} 2>/dev/null | wc -l)))
   done
   [ "$n" -ge {wanted} ] && [ -z "$(postqueue -p | sed -n '/^[0-9A-Za-z]*\\*/p')" ] && break
+  [ "$SECONDS" -ge "$end" ] && break
   sleep 0.2
 done
 for user in $users; do
@@ -158,13 +168,26 @@ postqueue -j | head -n 200 | while IFS= read -r line; do
     echo "other $line"
   fi
 done
+if [ "$n" -lt {wanted} ]; then
+  echo "{mark} log"
+  {{ journalctl -q --no-pager -o cat -u 'postfix*' --since -5min || cat /var/log/mail.log; }} 2>/dev/null |
+    grep -E {identities} | grep -E 'status=|discard|hold|reject|warning|milter' | tail -n 60
+fi
 echo "{mark} names"
 for address in {sources}; do getent hosts "$address" | sed 's/^[^ ]* *//'; done
 :
 """
 
 
-def _read(login: Login, target: Target, sent: tuple[Sent, ...]) -> tuple[list[Copy], list[Queued], tuple[str, ...]]:
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    copies: tuple[Copy, ...]
+    queued: tuple[Queued, ...]
+    names: tuple[str, ...]
+    log: tuple[str, ...]
+
+
+def _read(login: Login, target: Target, sent: tuple[Sent, ...]) -> _Reading:
     wanted = sum(len(s.to_mailbox) for s in sent if s.accepted)
     users = {account.address for account in target.accounts} | {to for s in sent for to in s.to_mailbox}
     quoted = " ".join(shlex.quote(user) for user in sorted(users) if "+" not in user) or "''"
@@ -172,7 +195,8 @@ def _read(login: Login, target: Target, sent: tuple[Sent, ...]) -> tuple[list[Co
     script = _READ.format(
         users=quoted,
         role=shlex.quote(f"abuse@{target.domains[0]}" if target.domains else "abuse"),
-        rounds=int(DELIVERY_SECONDS / 0.2),
+        seconds=int(DELIVERY_SECONDS),
+        identities=shlex.quote("|".join(s.identity for s in sent if s.identity) or "^$"),
         header=HEADER,
         token=token(),
         wanted=wanted,
@@ -183,15 +207,19 @@ def _read(login: Login, target: Target, sent: tuple[Sent, ...]) -> tuple[list[Co
     copies: list[Copy] = []
     queued: list[Queued] = []
     names: list[str] = []
+    log: list[str] = []
     for part in said.split(f"{_MARK} ")[1:]:
         title, _, rest = part.partition("\n")
         if title.startswith("mailbox "):
             copies += _copies(title.removeprefix("mailbox "), rest)
         elif title == "queue":
             queued += [_queued(line) for line in rest.splitlines() if "{" in line]
+        elif title == "log":
+            log += rest.splitlines()
         elif title == "names":
             names += rest.split()
-    return copies, queued, tuple(dict.fromkeys(name.rstrip(".").lower() for name in names))
+    known = tuple(dict.fromkeys(name.rstrip(".").lower() for name in names))
+    return _Reading(tuple(copies), tuple(queued), known, tuple(log))
 
 
 def _copies(user: str, text: str) -> Iterator[Copy]:
@@ -399,16 +427,25 @@ def hand_in(target: Target, sites: Sequence[Site]) -> Outbox:
 
 def read_back(target: Target, outbox: Outbox) -> Delivered:
     """Wait for the messages in the mailboxes and at the sink, remove them, and close the sink."""
+    deadline = time.monotonic() + DELIVERY_SECONDS
     try:
-        copies, queued, names = _read(outbox.login, target, outbox.sent)
+        found = _read(outbox.login, target, outbox.sent)
         if outbox.sink is not None:
-            _wait(outbox.sink, sum(len(s.to_sink) for s in outbox.sent if s.accepted))
+            _wait(outbox.sink, sum(len(s.to_sink) for s in outbox.sent if s.accepted), deadline)
         taken = None if outbox.sink is None else outbox.sink.taken
     finally:
         if outbox.sink is not None:
             outbox.sink.close()
     return Delivered(
-        outbox.login.url, outbox.sent, outbox.failures, tuple(copies), taken, outbox.no_sink, tuple(queued), names
+        outbox.login.url,
+        outbox.sent,
+        outbox.failures,
+        found.copies,
+        taken,
+        outbox.no_sink,
+        found.queued,
+        found.names,
+        found.log,
     )
 
 
@@ -430,8 +467,7 @@ def _everywhere(sites: Sequence[Site], *, with_sink: bool) -> tuple[tuple[Sent, 
     return tuple(sent), tuple(failures)
 
 
-def _wait(sink: Sink, wanted: int) -> None:
-    deadline = time.monotonic() + DELIVERY_SECONDS
+def _wait(sink: Sink, wanted: int, deadline: float) -> None:
     while sum(bool(_kind(t.content)) for t in sink.taken) < wanted and time.monotonic() < deadline:
         time.sleep(0.05)
 

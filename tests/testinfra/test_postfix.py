@@ -60,7 +60,15 @@ def postfix(host: Host) -> Postfix:
     return Postfix(parameters, tuple(services), main.stderr + master.stderr + overrides.stderr)
 
 
-def test_hst_cfg_01_each_listener_has_what_its_purpose_demands(
+def _words(postfix: Postfix, overrides: dict[str, str], main: str) -> list[str]:
+    """Return a restriction list, given as an -o or as main.cf has it, with $names put in."""
+    effective = {**postfix.parameters, **overrides}
+    while (after := re.sub(r"\$\{?(\w+)\}?", lambda m: effective.get(m[1], ""), main)) != main:
+        main = after
+    return [word for word in re.split(r"[,\s]+", main) if word]
+
+
+def test_hst_cfg_03_each_listener_has_what_its_purpose_demands(
     postfix: Postfix, listeners: tuple[Listener, ...]
 ) -> None:
     wrong = []
@@ -77,6 +85,31 @@ def test_hst_cfg_01_each_listener_has_what_its_purpose_demands(
             wrong.append(f"{row.port}: smtpd_tls_security_level={level}")
         if wrapper != ("yes" if row.is_implicit else "no"):
             wrong.append(f"{row.port}: smtpd_tls_wrappermode={wrapper}")
+    assert wrong == []
+
+
+def test_hst_cfg_03_who_may_send_what_by_each_listener(
+    postfix: Postfix, listeners: tuple[Listener, ...], value: Callable[[str], str]
+) -> None:
+    """Submission: logins alone, and under their own senders; relay: to the hosted domains alone."""
+    wrong = []
+    main = {name: value(f"smtpd_{name}_restrictions") for name in ("relay", "recipient", "sender")}
+    for row in listeners:
+        overrides = postfix.inet(row.port).overrides
+        relay, recipient, sender = (
+            _words(postfix, overrides, overrides.get(f"smtpd_{name}_restrictions", main[name])) for name in main
+        )
+        if not row.is_submission:
+            if "reject_unauth_destination" not in relay + recipient:
+                wrong.append(f"{row.port}: nothing that says reject_unauth_destination")
+            continue
+        for name, words in (("relay", relay), ("recipient", recipient)):
+            permits = [word for word in words if word.startswith("permit") or word.upper() == "OK"]
+            if permits != ["permit_sasl_authenticated"] or words[-1:] != ["reject"]:
+                wrong.append(f"{row.port}: smtpd_{name}_restrictions={', '.join(words)}")
+        logins = sender.index("permit_sasl_authenticated") if "permit_sasl_authenticated" in sender else len(sender)
+        if not {"reject_sender_login_mismatch", "reject_authenticated_sender_login_mismatch"} & set(sender[:logins]):
+            wrong.append(f"{row.port}: smtpd_sender_restrictions={', '.join(sender)}")
     assert wrong == []
 
 
@@ -137,7 +170,7 @@ def test_hst_key_01_private_key_is_private(host: Host, value: Callable[[str], st
         file = host.file(path)
         assert file.user == "root"
         assert (file.group, file.mode) in {("root", 0o600), ("root", 0o400), ("ssl-cert", 0o640)}
-        assert not host.file(path.rpartition("/")[0]).mode & 0o022
+        assert not host.file(path.rpartition("/")[0]).mode & 0o026, "its directory can be read or written by others"
 
 
 def test_hst_key_02_key_and_chain_belong_together(host: Host, value: Callable[[str], str]) -> None:
@@ -223,3 +256,13 @@ def test_hst_map_02_role_addresses_reach_a_mailbox(host: Host, value: Callable[[
 def test_hst_perm_01_only_root_writes_the_configuration(host: Host) -> None:
     directory = host.check_output("postconf -xh config_directory")
     assert host.check_output("find %s ! -type l \\( -perm /022 -o ! -user root \\)", directory) == ""
+
+
+def test_lim_05_idle_clients_are_let_go(postfix: Postfix, listeners: tuple[Listener, ...], host: Host) -> None:
+    """RFC 5321 §4.5.3.2.7 asks for five minutes at least (SHOULD), and nobody may stay for hours."""
+    general = host.check_output("postconf -xh smtpd_timeout")
+    for row in listeners:
+        value = postfix.inet(row.port).overrides.get("smtpd_timeout", general)
+        number, unit = re.fullmatch(r"(\d+)([smhdw]?)", value).groups()
+        seconds = int(number) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}[unit]
+        assert 60 <= seconds <= 3600, f"{row.port}: smtpd_timeout={value}"

@@ -58,7 +58,7 @@ def test_hst_svc_02_no_fatal_in_the_log_since_start(host: Host) -> None:
 
 def test_hst_sock_01_exactly_the_tables_ports(host: Host, listeners: tuple[Listener, ...]) -> None:
     expected = {row.port for row in listeners}
-    found: set[int] = set()
+    found: dict[int, set[str]] = {}
     strangers = []
     for line in host.check_output("ss -Hltnp").splitlines():
         address, _, port = line.split()[3].rpartition(":")
@@ -67,10 +67,11 @@ def test_hst_sock_01_exactly_the_tables_ports(host: Host, listeners: tuple[Liste
         if address.startswith("127.") or address == "::1":
             continue
         if "master" in owners:
-            found.add(int(port))
+            found.setdefault(int(port), set()).add(address)
         elif not owners & {"sshd", "systemd"}:
             strangers.append(f"{', '.join(owners) or 'a program'} on {address}:{port}")
-    assert found == expected
+    assert found.keys() == expected
+    assert len(set(map(frozenset, found.values()))) == 1, f"not all on the same addresses: {found}"
     assert strangers == []
 
 

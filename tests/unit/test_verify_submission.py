@@ -163,11 +163,7 @@ def logins(server):
     inside = [c for c in server.commands if re.match("(tls|login) AUTH ", c)]
     good = ("AGFsaWNlQGV4YW1wbGUudGVzdABDb3JyM2N0LWhvcnNl", "AGJvYkBl", submission.plain("ALICE@EXAMPLE.TEST", "C"))
     good = [c for c in inside if any(token[:30] in c and not re.search(f"{EMPTY}|{CUT}", c) for token in good)]
-    silent = [
-        c
-        for c in inside
-        if c.startswith("login") or c.endswith(" before EHLO") or c in ("tls AUTH PLAIN", "tls AUTH LOGIN")
-    ]
+    silent = re.compile("login|.* before EHLO$|tls AUTH (PLAIN|LOGIN)$")  # refused unseen, or only begun
     return inside, [c for c in inside if c not in good and not silent.match(c)]
 
 

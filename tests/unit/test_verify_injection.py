@@ -92,6 +92,12 @@ def test_a_server_that_refuses_bare_line_feeds_and_hangs_up_passes():
     assert result.verdict is Verdict.PASS and "hung up" in result.found
 
 
+def test_a_message_that_is_put_off_is_ended_once_all_the_same():
+    with Server(broken={"message": "454 4.4.0 Error: too many hops"}) as server:
+        assert server.judge("INJ-02")["INJ-02"].verdict is Verdict.PASS
+        assert len([command for command in server.commands if "(message)" in command]) == len(ENDS)  # none told again
+
+
 @pytest.mark.parametrize(
     "broken",
     [

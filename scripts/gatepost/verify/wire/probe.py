@@ -273,7 +273,7 @@ class Failed:
         return f"{self.failure}: {self.detail}"
 
 
-_LIMIT = re.compile(r"(?i)\b(too many|too much|rate|limit)\b")
+_LIMIT = re.compile(r"(?i)\b(too many(?! hops)|too much|rate|limit)\b")  # a loop is no limit of ours
 
 
 def is_limit(answer: Answer) -> bool:

@@ -7,20 +7,22 @@ from dataclasses import dataclass
 from gatepost.verify.model import Report, Result
 from gatepost.verify.report import digest
 
-_BAD = ("fail", "warn", "note", "unknown")
+_ORDER = ("broken", "unknown now", "new", "changed", "gone", "mended")
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One requirement in one place whose status is another one now; `was` or `now` is empty where it was not judged."""
+    """Requirements whose status is another one now; `was` or `now` is empty where there was no such requirement.
 
-    kind: str  # "broken", "mended", "unknown now", "new", "gone" or "changed"
-    id: str
-    title: str
-    place: str  # name:port at address
+    What broke or was mended is told one requirement at a time; the rest only by its number.
+    """
+
+    kind: str  # one of _ORDER
     was: str
     now: str
-    found: str  # now; of what is gone, then
+    requirements: tuple[tuple[str, str], ...]  # id and title
+    places: tuple[str, ...]  # `name:port at address, address`
+    found: str  # now; of what is gone, then. Empty for several requirements
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,26 +34,34 @@ class Changes:
     same_table: bool  # both runs judged by the same listener table
 
 
-_ORDER = ("broken", "unknown now", "new", "changed", "gone", "mended")
-
-
 def changes(old: Report, new: Report) -> Changes:
     """Return what changed from `old` to `new`.
 
     Places are told apart by listener and kind of address, so that a server that moved to another address stays
-    comparable.
+    comparable. What either run left out (--only) is no change.
     """
     before, after = _by_place(old), _by_place(new)
-    rows = []
+    groups: dict[tuple[str, ...], list[Result]] = {}
     for key in dict.fromkeys((*after, *before)):
         was, now = before.get(key), after.get(key)
         word_was, word_now = (digest.status(r) if r else "" for r in (was, now))
-        if word_was == word_now:
-            continue
         shown = now or was
-        assert shown is not None
-        where = f"{digest.place(shown)} at {shown.address}" if shown.address else digest.place(shown)
-        rows.append(Change(_kind(word_was, word_now), shown.id, shown.title, where, word_was, word_now, shown.found))
+        if word_was == word_now or shown is None or any(run.only and shown.id not in run.only for run in (old, new)):
+            continue
+        kind = _kind(word_was, word_now)
+        alone = (shown.id, shown.found) if kind in ("broken", "unknown now", "mended") else ()
+        groups.setdefault((kind, word_was, word_now, *alone), []).append(shown)
+    rows = [
+        Change(
+            group[0],
+            group[1],
+            group[2],
+            tuple(dict.fromkeys((r.id, r.title) for r in results)),
+            digest.places(results),
+            group[4] if len(group) > 3 else "",
+        )
+        for group, results in groups.items()
+    ]
     rows.sort(key=lambda row: _ORDER.index(row.kind))
     same = old.target.listeners_digest == new.target.listeners_digest
     return Changes(f"{old.started:%Y-%m-%d %H:%M} UTC", tuple(rows), same)
@@ -68,14 +78,12 @@ def _by_place(report: Report) -> dict[tuple[str, str | None, bool, int], Result]
 
 
 def _kind(was: str, now: str) -> str:
-    if not was:
-        return "new"
-    if not now:
-        return "gone"
-    if now in ("fail", "warn", "note") and was not in ("fail", "warn", "note"):
+    bad = ("fail", "warn", "note")
+    if not was or not now:
+        return "new" if now else "gone"
+    if now == "fail" or (now in bad and was not in bad):
         return "broken"
     if now == "unknown":
         return "unknown now"
-    if was in _BAD and now not in _BAD:
-        return "mended"
-    return "changed"
+    # Not looking at it any more mends nothing.
+    return "mended" if was in (*bad, "unknown") and now in ("pass", "info") else "changed"

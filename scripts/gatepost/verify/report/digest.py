@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from gatepost.listeners import Listener
-from gatepost.verify.model import ExitCode, Report, Result, Severity, Verdict
+from gatepost.verify.model import Diagnosis, ExitCode, Report, Result, Severity, Sight, Verdict
 
 BLANK = "(blanked)"
 
@@ -28,6 +28,7 @@ _CHAPTERS = {
     "E2E": "Delivery",
     "DKM": "Signing",
     "VER": "The verifier itself",
+    "HST": "On the server itself",
 }
 
 # Several addresses share a cell, which shows the worst of them: not knowing is worse than knowing that it is good.
@@ -98,9 +99,14 @@ class Problem:
         return f"{number} requirements with one remedy: {', '.join(identifier for identifier, _ in self.requirements)}"
 
     @property
+    def wrongs(self) -> tuple[tuple[str, str], ...]:
+        """Return what is wrong in plain words, and its risk, each pair once."""
+        return tuple(dict.fromkeys((r.problem, r.risk) for r in self.results if r.problem or r.risk))
+
+    @property
     def places(self) -> tuple[str, ...]:
         """Return where it shows."""
-        return _places(self.results)
+        return places(self.results)
 
     @property
     def sightings(self) -> tuple[Sighting, ...]:
@@ -109,12 +115,13 @@ class Problem:
         for result in self.results:
             groups.setdefault((result.id, result.found), []).append(result)
         return tuple(
-            Sighting(identifier, results[0].title, found, _places(results))
+            Sighting(identifier, results[0].title, found, places(results))
             for (identifier, found), results in groups.items()
         )
 
 
-def _places(results: Iterable[Result]) -> tuple[str, ...]:
+def places(results: Iterable[Result]) -> tuple[str, ...]:
+    """Return where results were found: `name:port at address, address`, a text for each listener."""
     where: dict[str, list[str]] = {}
     for result in results:
         addresses = where.setdefault(place(result), [])
@@ -131,16 +138,26 @@ def place(result: Result) -> str:
 def problems(report: Report) -> tuple[Problem, ...]:
     """Return what failed or could not be judged, worst first."""
     groups: dict[tuple[str, ...], list[Result]] = {}
+    # What stops a port says better than the row what to do about it.
+    known = {(d.listener, d.port, d.address): d.remedy for d in report.diagnoses if d.remedy}
     for result in report.results:
         word = status(result)
         if word in ("fail", "unknown", "warn", "note"):
-            same = (result.found,) if word == "unknown" else (result.expected, result.remedy, result.source)
+            if result.id == "GEN-NET-01":
+                where = (result.listener, result.port, result.address)
+                result = replace(result, remedy=known.get(where, result.remedy))
+            same = (_reason(result),) if word == "unknown" else (result.expected, result.remedy, result.source)
             alone = "" if any(same) else result.id
             groups.setdefault((word, result.severity, alone, *same), []).append(result)
     found = [Problem(key[0], tuple(results)) for key, results in groups.items()]
     # An unknown SHOULD must not stand before a failed one.
     must_first = {Severity.MUST: 0, Severity.SHOULD: 1, Severity.INFO: 2}
     return tuple(sorted(found, key=lambda p: (must_first[p.first.severity], _WORST_FIRST.index(p.status))))
+
+
+def _reason(result: Result) -> str:
+    """Return why it is unknown without the address it was found at: on another one it is the same reason."""
+    return result.found.replace(result.address, "") if result.address else result.found
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +193,12 @@ class Cell:
         """Return the worst status, or an empty string."""
         return worst(self.results) if self.results else ""
 
+    @property
+    def share(self) -> str:
+        """Return on how many of the addresses it is so, where they differ."""
+        alike = sum(status(result) == self.status for result in self.results)
+        return f"{alike} of {len(self.results)}" if alike < len(self.results) else ""
+
 
 @dataclass(frozen=True, slots=True)
 class Row:
@@ -192,6 +215,10 @@ class Chapter:
 
     title: str
     rows: tuple[Row, ...]
+
+    def counts(self, column: int) -> dict[str, int]:
+        """Return how often each status occurs in one column, worst first."""
+        return counts(result for row in self.rows for result in row.cells[column].results)
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,6 +244,81 @@ def matrix(report: Report) -> Matrix:
         title = next(iter(at.values()))[0].title
         chapters.setdefault(_CHAPTERS.get(prefix, prefix), []).append(Row(identifier, title, cells))
     return Matrix(columns, tuple(Chapter(title, tuple(rows)) for title, rows in chapters.items()))
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """One port of one address as each vantage point sees it, and why it cannot be reached from here."""
+
+    place: str  # name:port at address
+    sights: tuple[Sight | None, ...]  # as Views.vantages
+    diagnosis: Diagnosis | None
+
+
+@dataclass(frozen=True, slots=True)
+class Views:
+    """What is seen from where."""
+
+    vantages: tuple[str, ...]
+    rows: tuple[View, ...]
+
+    @property
+    def alike(self) -> bool:
+        """Whether every vantage point reaches every port: then there is nothing to explain."""
+        return all(sight is not None and sight.reached for row in self.rows for sight in row.sights)
+
+
+def views(report: Report) -> Views:
+    """Return the comparison of the vantage points, ports in the order of the report."""
+    vantages = tuple(dict.fromkeys(sight.vantage for sight in report.sights))
+    seen = {(s.listener, s.port, s.address, s.vantage): s for s in report.sights}
+    why = {(d.listener, d.port, d.address): d for d in report.diagnoses}
+    ports = dict.fromkeys((*((s.listener, s.port, s.address) for s in report.sights), *why))
+    return Views(
+        vantages,
+        tuple(
+            View(
+                f"{name}:{port} at {address}",
+                tuple(seen.get((name, port, address, vantage)) for vantage in vantages),
+                why.get((name, port, address)),
+            )
+            for name, port, address in ports
+        ),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Duration:
+    """How long one look at a server took, and which requirements were judged by it."""
+
+    place: str  # name:port at address
+    seconds: float
+    ids: tuple[str, ...]
+
+
+def durations(report: Report) -> tuple[Duration, ...]:
+    """Return what took time, longest first. Looks go on side by side: they do not add up to the run's length."""
+    groups: dict[tuple[str, float], list[str]] = {}
+    for result in report.results:
+        if result.seconds > 0:
+            where = f"{place(result)} at {result.address}" if result.address else place(result)
+            groups.setdefault((where, round(result.seconds, 3)), []).append(result.id)
+    found = [Duration(where, seconds, tuple(dict.fromkeys(ids))) for (where, seconds), ids in groups.items()]
+    return tuple(sorted(found, key=lambda duration: -duration.seconds))
+
+
+def requests(report: Report) -> tuple[tuple[str, str], ...]:
+    """Return, as label and value, what the run was told to do other than judge everything from here."""
+    target = report.target
+    said = (
+        ("only", ", ".join(report.only)),
+        ("left out", ", ".join(report.skipped)),
+        ("may be unknown", ", ".join(report.allowed)),
+        ("seen from", ", ".join(login.url for login in target.via)),
+        ("sink", ", ".join(target.sink)),
+        ("also", ", ".join(w for w, asked in (("--slow", target.slow), ("--limits", target.limits)) if asked)),
+    )
+    return tuple((label, value) for label, value in said if value)
 
 
 def counts(results: Iterable[Result]) -> dict[str, int]:
@@ -279,9 +381,17 @@ def presentable(report: Report) -> Report:
             expected=clean(result.expected),
             remedy=clean(result.remedy),
             source=clean(result.source),
+            problem=clean(result.problem),
+            risk=clean(result.risk),
             transcript=tuple(replace(line, text=clean(line.text)) for line in result.transcript),
         )
         for result in report.results
     )
     accounts = tuple(replace(account, password="") for account in report.target.accounts)
-    return replace(report, target=replace(report.target, accounts=accounts), results=results)
+    return replace(
+        report,
+        target=replace(report.target, accounts=accounts),
+        results=results,
+        sights=tuple(replace(sight, found=clean(sight.found)) for sight in report.sights),
+        diagnoses=tuple(replace(d, found=clean(d.found), remedy=clean(d.remedy)) for d in report.diagnoses),
+    )

@@ -70,6 +70,8 @@ def _row(row: Requirement) -> str:
     lines = [
         f"## {row.id}\n",
         f"**{_escaped(row.title)}**\n",
+        f"- Problem: {_escaped(row.problem)}",
+        f"- Risk: {_escaped(row.risk)}",
         f"- Concerns: {row.scope.value}; {severity[row.severity]}" + ("; one address" if row.once else ""),
         *([f"- Needs: {', '.join(needs(row))}"] if needs(row) else []),
         f"- Sent: {', '.join(f'[{probe.name}](#probe-{_anchor(probe.name)})' for probe in row.probes)}",

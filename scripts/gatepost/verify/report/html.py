@@ -7,13 +7,13 @@ from pathlib import Path
 import jinja2
 
 from gatepost.verify.model import Report
-from gatepost.verify.report import digest
+from gatepost.verify.report import compare, digest
 
 _TEMPLATE = "report.html.j2"
 
 
-def render(report: Report) -> str:
-    """Return the page. All text of the report is escaped: what a server says stays text."""
+def render(report: Report, before: Report | None = None) -> str:
+    """Return the page, with what changed since `before`. All text is escaped: what a server says stays text."""
     report = digest.presentable(report)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -31,4 +31,9 @@ def render(report: Report) -> str:
         silences=digest.silences(report),
         matrix=digest.matrix(report),
         status=digest.status,
+        worst=digest.worst,
+        views=digest.views(report),
+        durations=digest.durations(report),
+        requests=digest.requests(report),
+        changes=compare.changes(before, report) if before else None,
     )

@@ -22,7 +22,7 @@ class Change:
     now: str
     requirements: tuple[tuple[str, str], ...]  # id and title
     places: tuple[str, ...]  # `name:port at address, address`
-    found: str  # now; of what is gone, then. Empty for several requirements
+    found: str  # now, in the first of the places; empty where several requirements are told
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ def changes(old: Report, new: Report) -> Changes:
         if word_was == word_now or shown is None or any(run.only and shown.id not in run.only for run in (old, new)):
             continue
         kind = _kind(word_was, word_now)
-        alone = (shown.id, shown.found) if kind in ("broken", "unknown now", "mended") else ()
+        alone = (shown.id,) if kind in ("broken", "mended") else ()
         groups.setdefault((kind, word_was, word_now, *alone), []).append(shown)
     rows = [
         Change(
@@ -58,7 +58,7 @@ def changes(old: Report, new: Report) -> Changes:
             group[2],
             tuple(dict.fromkeys((r.id, r.title) for r in results)),
             digest.places(results),
-            group[4] if len(group) > 3 else "",
+            results[0].found if len(group) > 3 else "",
         )
         for group, results in groups.items()
     ]

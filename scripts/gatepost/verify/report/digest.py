@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import base64
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from gatepost.listeners import Listener
@@ -139,6 +139,7 @@ def problems(report: Report) -> tuple[Problem, ...]:
     """Return what failed or could not be judged, worst first."""
     groups: dict[tuple[str, ...], list[Result]] = {}
     # What stops a port says better than the row what to do about it.
+    known: dict[tuple[str | None, int | None, str | None], str]
     known = {(d.listener, d.port, d.address): d.remedy for d in report.diagnoses if d.remedy}
     for result in report.results:
         word = status(result)
@@ -156,8 +157,28 @@ def problems(report: Report) -> tuple[Problem, ...]:
 
 
 def _reason(result: Result) -> str:
-    """Return why it is unknown without the address it was found at: on another one it is the same reason."""
-    return result.found.replace(result.address, "") if result.address else result.found
+    """Return why it was not judged without the place it was found at: in another one it is the same reason."""
+    if result.address is None:
+        return result.found
+    for form in (f"[{result.address}]:{result.port}", f"{result.address}:{result.port}", result.address):
+        if form in result.found:
+            return result.found.replace(form, "")
+    return result.found
+
+
+def compact(ids: Sequence[str]) -> str:
+    """Return ids in a text, three or more that follow each other as `GEN-CMD-01 to 11`."""
+    runs: list[list[str]] = []
+    for identifier in ids:
+        stem, _, number = identifier.rpartition("-")
+        if runs and number.isdigit():
+            last_stem, _, last = runs[-1][-1].rpartition("-")
+            if stem == last_stem and last.isdigit() and int(number) == int(last) + 1:
+                runs[-1].append(identifier)
+                continue
+        runs.append([identifier])
+    shown = (f"{run[0]} to {run[-1].rpartition('-')[2]}" if len(run) > 2 else ", ".join(run) for run in runs)
+    return ", ".join(shown)
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,10 +196,10 @@ def silences(report: Report) -> tuple[Silence, ...]:
     groups: dict[tuple[str, str], list[Result]] = {}
     for result in report.results:
         if result.verdict in (Verdict.NOT_RUN, Verdict.NOT_APPLICABLE):
-            groups.setdefault((status(result), result.found), []).append(result)
+            groups.setdefault((status(result), _reason(result)), []).append(result)
     return tuple(
-        Silence(word, reason, tuple(dict.fromkeys(r.id for r in results)), len(results))
-        for (word, reason), results in sorted(groups.items(), key=lambda item: item[0][0] == "n/a")
+        Silence(word, results[0].found, tuple(dict.fromkeys(r.id for r in results)), len(results))
+        for (word, _), results in sorted(groups.items(), key=lambda item: item[0][0] == "n/a")
     )
 
 

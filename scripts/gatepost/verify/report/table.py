@@ -1,15 +1,16 @@
-"""The report on a terminal: what is wrong first, then chapters × listeners, then one line that says it all."""
+"""The report on a terminal: what is wrong first, then what changed and what is seen from where, chapters × listeners,
+and one line that says it all."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from gatepost.verify.model import ExitCode, Report, Verdict
-from gatepost.verify.report import digest
+from gatepost.verify.report import compare, digest
 
 _STYLE = {
     "fail": "bold red",
@@ -21,8 +22,10 @@ _STYLE = {
     "info": "cyan",
     "n/a": "dim",
 }
+_NAMED = 6  # requirements of one problem by their titles; of more the ids only
 _QUOTED = 3  # findings of one problem; the whole of an open relay fills three screens
 _WORD = {"fail": "FAIL", "unknown": "UNKNOWN", "warn": "WARNING", "note": "NOTE"}
+_CHANGE = {"broken": "bold red", "unknown now": "bold magenta", "mended": "green"}
 _CONCLUSION = {
     ExitCode.PASSED: ("PASSED", "bold green"),
     ExitCode.FAILED: ("FAILED", "bold red"),
@@ -30,18 +33,26 @@ _CONCLUSION = {
 }
 
 
-def show(report: Report, console: Console | None = None) -> None:
-    """Print the report. Colour only where rich finds a terminal and no NO_COLOR; no line is wider than the console."""
+def show(report: Report, console: Console | None = None, before: Report | None = None) -> None:
+    """Print the report, with what changed since `before`.
+
+    Colour only where rich finds a terminal and no NO_COLOR; no line is wider than the console.
+    """
     console = console or Console()
-    console.print(render(report))
+    console.print(render(report, before))
 
 
-def render(report: Report) -> RenderableType:
+def render(report: Report, before: Report | None = None) -> RenderableType:
     """Return the whole report for a rich console."""
     report = digest.presentable(report)
     parts: list[RenderableType] = [_head(report), Text()]
     for problem in digest.problems(report):
         parts += [_problem(problem), Text()]
+    if before is not None:
+        parts += [_changes(compare.changes(before, report)), Text()]
+    views = digest.views(report)
+    if not views.alike:
+        parts += [_views(views), Text()]
     parts += [_summary(report), Text()]
     silences = digest.silences(report)
     parts += [_silence(silence) for silence in silences]
@@ -57,6 +68,8 @@ def _head(report: Report) -> Table:
     grid = _grid()
     grid.add_row("server", Text(f"{target.hostname} ({', '.join(target.addresses)})"))
     grid.add_row("judged by", Text(f"{target.listeners_file}\nsha256 {target.listeners_digest}"))
+    for label, value in digest.requests(report):
+        grid.add_row(label, Text(value))
     return grid
 
 
@@ -76,8 +89,12 @@ def _problem(problem: digest.Problem) -> RenderableType:
 def _facts(problem: digest.Problem) -> Iterator[tuple[str, str]]:
     sightings = problem.sightings
     several = len(problem.requirements) > 1
-    if problem.status == "unknown" and several:
-        yield "which", "\n".join(f"{identifier}  {title}" for identifier, title in problem.requirements)
+    if problem.status != "unknown":
+        wrong = dict.fromkeys(text for text, _risk in problem.wrongs if text)
+        if wrong:
+            yield "problem", "\n".join(wrong)
+    elif several:
+        yield "which", _which(problem.requirements)
     if problem.status == "unknown" or len(sightings) == 1:
         yield "where", "\n".join(problem.places)
         yield "found", problem.first.found
@@ -87,6 +104,51 @@ def _facts(problem: digest.Problem) -> Iterator[tuple[str, str]]:
         yield "found", f"{name}{'; '.join(sighting.places)}:\n{sighting.found}"
     if len(sightings) > _QUOTED:
         yield "", f"and {len(sightings) - _QUOTED} more like these, which the HTML and JSON reports quote"
+
+
+def _which(requirements: Sequence[tuple[str, str]]) -> str:
+    """Return some requirements by id and title, of many the ids."""
+    if len(requirements) > _NAMED:
+        return digest.compact([identifier for identifier, _title in requirements])
+    return "\n".join(f"{identifier}  {title}" for identifier, title in requirements)
+
+
+def _changes(changes: compare.Changes) -> RenderableType:
+    head = Text.assemble(("CHANGES", "bold"), f" since {changes.since}")
+    if not changes.same_table:
+        head.append("; the two were judged by different listener tables")
+    if not changes.rows:
+        return head.append(": none")
+    grid = _grid(indent=2)
+    for change in changes.rows:
+        grid.add_row(
+            Text(change.kind, _CHANGE.get(change.kind, "")),
+            Text.assemble(
+                (f"{change.was or 'not there'} → {change.now or 'not there'}", "bold"),
+                f"  {_which(change.requirements)}\n",
+                ("; ".join(change.places), "dim"),
+            ),
+        )
+    return Group(head, grid)
+
+
+def _views(views: digest.Views) -> RenderableType:
+    grid = _grid(indent=2)
+    for view in views.rows:
+        if view.diagnosis is None and all(sight is not None and sight.reached for sight in view.sights):
+            continue
+        said = Text()
+        for vantage, sight in zip(views.vantages, view.sights, strict=True):
+            word = "not tried" if sight is None else "reached" if sight.reached else "not reached"
+            said.append(f"from {vantage}: " if vantage != "here" else "from here: ")
+            said.append(word, "green" if word == "reached" else "bold red" if sight else "dim")
+            said.append(f", {sight.found}\n" if sight else "\n")
+        if view.diagnosis:
+            said.append("stopped by: ").append(view.diagnosis.layer.value, "bold")  # the failure quotes the rest
+        else:
+            said.append("what stops it is not known")
+        grid.add_row(view.place, said)
+    return Group(Text("SEEN FROM WHERE", "bold"), grid)
 
 
 def _summary(report: Report) -> Table:
@@ -113,7 +175,7 @@ def _tally(judged: dict[str, int]) -> Text:
 
 def _silence(silence: digest.Silence) -> Text:
     word = "does not apply" if silence.status == "n/a" else "not run"
-    return Text(f"{word}: {silence.reason or Verdict.NOT_RUN.value} ({', '.join(silence.ids)})", style="dim")
+    return Text(f"{word}: {silence.reason or Verdict.NOT_RUN.value} ({digest.compact(silence.ids)})", style="dim")
 
 
 def _grid(indent: int = 0) -> Table:

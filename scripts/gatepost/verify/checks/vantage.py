@@ -16,7 +16,7 @@ from gatepost.verify.wire.vantage import Inside, Socket, Views, look
 
 def _look(seen: Seen) -> Views:
     sites = [(Site(seen.target, li, a), reached) for li, a, reached in seen.everywhere(REACH)]
-    dead = [site for site, reached in sites if isinstance(reached, Reached) and reached.dead]
+    dead = {s: r.connected for s, r in sites if isinstance(r, Reached) and isinstance(r.answer, Ended)}
     return look(seen.target, [site for site, _ in sites], dead)
 
 

@@ -8,7 +8,7 @@ import shlex
 import socket
 import threading
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -68,8 +68,11 @@ class Views:
     routeless: frozenset[str]  # addresses of the server to which this computer has no route at all
 
 
-def look(target: Target, sites: Sequence[Site], dead: Collection[Site]) -> Views:
-    """See the sites from every login; and for those that are `dead` from here, ask the server itself."""
+def look(target: Target, sites: Sequence[Site], dead: Mapping[Site, bool]) -> Views:
+    """See the sites from every login; and for those that are `dead` from here, ask the server itself.
+
+    The value of a dead site tells whether it takes connections at least.
+    """
     with ThreadPoolExecutor(max(1, len(target.via)), "vantage") as pool:
         views = tuple(pool.map(lambda login: _view(login, target, sites), target.via))
     routeless = frozenset(a for a in target.addresses if _own_address(a) is None)
@@ -77,7 +80,7 @@ def look(target: Target, sites: Sequence[Site], dead: Collection[Site]) -> Views
     home = next((v.place for v in views if v.place is not None and v.place.home), None)
     if dead and home is not None:
         try:
-            inside = _inside(home, tuple(dead))
+            inside = _inside(home, dead)
         except WireError as error:
             why = str(error)
     return Views(views, inside, why, routeless)
@@ -181,18 +184,19 @@ ss -Hltn | sed 's/^/socket /'
 python3 - <<'END' 2>/dev/null
 {watch}
 END
-{{ journalctl -q --no-pager -o cat -u 'postfix*' --since -15min || cat /var/log/mail.log; }} 2>/dev/null |
+{{ journalctl -q --no-pager -o cat -u 'postfix*' --since -3min || cat /var/log/mail.log; }} 2>/dev/null |
   grep -E 'fatal:|panic:|throttling' | tail -n 3 | sed 's/^/log /'
 :
 """
 
 
-def _inside(place: Place, dead: tuple[Site, ...]) -> Inside:
-    ports = sorted({site.listener.port for site in dead})
-    watch = _WATCH.format(ports=json.dumps(ports), seconds=LISTEN_SECONDS)
+def _inside(place: Place, dead: Mapping[Site, bool]) -> Inside:
+    shut = [site for site, connects in dead.items() if not connects]
+    ports = sorted({site.listener.port for site in shut})
+    watch = _WATCH.format(ports=json.dumps(ports), seconds=LISTEN_SECONDS if shut else 0)
     done = threading.Event()
     with ThreadPoolExecutor(len(dead), "knock") as pool:
-        for site in dead:
+        for site in shut:
             pool.submit(_knock, site, done)
         try:
             said = ssh.run(place.login, _INSIDE.format(watch=watch), root=True, seconds=20.0)

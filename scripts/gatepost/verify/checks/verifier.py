@@ -63,7 +63,7 @@ def old_tls(seen: Seen) -> Finding:
         return passed("our TLS 1.0 and 1.1 hellos were understood by a server that speaks both")
     if not answers:
         return Finding(Verdict.NOT_RUN, "no port answers")
-    return inconclusive("; ".join(sorted(answers)))
+    return inconclusive("; ".join(sorted(answers - {""})))
 
 
 def dead_ports(seen: Seen) -> Finding:

@@ -22,6 +22,7 @@ _STYLE = {
     "info": "cyan",
     "n/a": "dim",
 }
+_LONGEST = 500  # characters of one finding
 _NAMED = 6  # requirements of one problem by their titles; of more the ids only
 _QUOTED = 3  # findings of one problem; the whole of an open relay fills three screens
 _WORD = {"fail": "FAIL", "unknown": "UNKNOWN", "warn": "WARNING", "note": "NOTE"}
@@ -46,8 +47,11 @@ def render(report: Report, before: Report | None = None) -> RenderableType:
     """Return the whole report for a rich console."""
     report = digest.presentable(report)
     parts: list[RenderableType] = [_head(report), Text()]
-    for problem in digest.problems(report):
-        parts += [_problem(problem), Text()]
+    problems = digest.problems(report)
+    # What could not be judged beside a failure is most often its consequence: it is named, and no more.
+    brief = any(problem.status == "fail" for problem in problems)
+    for problem in problems:
+        parts += [_problem(problem, brief=brief and problem.status == "unknown"), Text()]
     if before is not None:
         parts += [_changes(compare.changes(before, report)), Text()]
     views = digest.views(report)
@@ -73,13 +77,13 @@ def _head(report: Report) -> Table:
     return grid
 
 
-def _problem(problem: digest.Problem) -> RenderableType:
+def _problem(problem: digest.Problem, *, brief: bool) -> RenderableType:
     first = problem.first
     title = Text.assemble((_WORD[problem.status], _STYLE[problem.status]), "  ", (problem.heading, "bold"))
     grid = _grid(indent=2)
     for label, text in _facts(problem):
         grid.add_row(label, Text(text))
-    if problem.status != "unknown" or len(problem.requirements) == 1:
+    if not brief and (problem.status != "unknown" or len(problem.requirements) == 1):
         for label, text in (("expected", first.expected), ("what to do", first.remedy), ("source", first.source)):
             if text:
                 grid.add_row(label, Text(text))
@@ -97,13 +101,17 @@ def _facts(problem: digest.Problem) -> Iterator[tuple[str, str]]:
         yield "which", _which(problem.requirements)
     if problem.status == "unknown" or len(sightings) == 1:
         yield "where", "\n".join(problem.places)
-        yield "found", problem.first.found
+        yield "found", _cut(problem.first.found)
         return
     for sighting in sightings[:_QUOTED]:
         name = f"{sighting.id}  {sighting.title}\n" if several else ""
-        yield "found", f"{name}{'; '.join(sighting.places)}:\n{sighting.found}"
+        yield "found", f"{name}{'; '.join(sighting.places)}:\n{_cut(sighting.found)}"
     if len(sightings) > _QUOTED:
         yield "", f"and {len(sightings) - _QUOTED} more like these, which the HTML and JSON reports quote"
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} … (the HTML and JSON reports quote the rest)"
 
 
 def _which(requirements: Sequence[tuple[str, str]]) -> str:

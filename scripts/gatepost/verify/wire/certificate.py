@@ -32,6 +32,11 @@ def served(site: Site) -> Served:
     chain = heard.certificates or chain_of_tls13(site)
     if not chain:
         raise WireError(Failure.TLS_FAILED, f"no certificate to look at: {heard}")
+    unreadable = _unreadable(chain)
+    if unreadable:
+        error = WireError(Failure.TLS_FAILED, f"what is served is no certificate that can be read: {unreadable}")
+        error.transcript = heard.transcript
+        raise error
     return Served(chain, _trust(site), datetime.now(UTC), heard.transcript)
 
 
@@ -49,6 +54,22 @@ def clock(login: Login) -> Clock:
     if not said.isdecimal():
         raise WireError(Failure.GARBAGE, f"{login.url}: date +%s says {said[:80]!r}")
     return Clock(login.url, int(said) - time.time())
+
+
+def _unreadable(chain: tuple[bytes, ...]) -> str:
+    """Return why one of the certificates cannot be read, empty when all can, as far as the checks read them."""
+    from cryptography import x509
+
+    for number, der in enumerate(chain, 1):
+        try:
+            certificate = x509.load_der_x509_certificate(der)
+            _ = (certificate.subject, certificate.issuer, certificate.signature_hash_algorithm)
+            if number == 1:
+                _ = (certificate.not_valid_before_utc, certificate.not_valid_after_utc)
+                _ = (certificate.public_key(), *certificate.extensions)
+        except Exception as error:  # its parsers are lazy, and raise more than ValueError
+            return f"number {number} of {len(chain)}: {type(error).__name__}: {error}"[:200]
+    return ""
 
 
 def _trust(site: Site) -> str:

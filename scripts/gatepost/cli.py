@@ -233,8 +233,8 @@ def verify(
     else:
         from gatepost.verify.report import table
 
-        for report in reports:
-            table.show(report)
+        for subject, report in shown:
+            table.show(report, before=before.of(subject))
     for subject, report in shown:
         if subject.kept and not only and not skip and not report.interrupted:
             page = verification.keep(report, subject.kept, before.of(subject))

@@ -1,3 +1,4 @@
+import base64
 import dataclasses
 import signal
 import socket
@@ -11,11 +12,11 @@ from test_verify_wire import BANNER, answers, script, site
 
 from gatepost.errors import GatepostError
 from gatepost.verify import runner
-from gatepost.verify.model import ExitCode, Severity, Verdict
+from gatepost.verify.model import Account, ExitCode, Severity, Verdict
 from gatepost.verify.registry import requirements
-from gatepost.verify.wire.probe import Failed, Probe
+from gatepost.verify.wire.probe import Failed, Logins, Probe
 from gatepost.verify.wire.reach import Reached
-from gatepost.verify.wire.session import Ended, Failure, Reply
+from gatepost.verify.wire.session import Ended, Failure, Reply, WireError
 
 ACCOUNTS = {"accounts": (ALICE, BOB), "outside_domain": "remote.test"}
 
@@ -228,3 +229,32 @@ def test_a_warning_is_no_failure_of_the_run():
     (result,) = report.results
     assert (result.verdict, result.severity) == (Verdict.FAIL, Severity.SHOULD)
     assert report.exit_code is ExitCode.PASSED
+
+
+def test_a_password_that_is_wrong_is_shown_once_to_each_listener():
+    with Server(purpose="submission", tls="implicit") as server:
+        wrong = (Account(ALICE.address, "not-her-password"), BOB)
+        found = server.judge(accounts=wrong)
+        shown = base64.b64encode(f"\0{ALICE.address}\0not-her-password".encode()).decode()
+        # In the lab SUB-TLS-04 shows it in clear too, where it is not looked at.
+        assert sum(shown in command for command in server.commands if command.startswith("tls")) == 1
+    assert found["SUB-AUTH-05"].verdict is Verdict.FAIL
+    assert "535" in found["SUB-AUTH-05"].found and ALICE.address in found["SUB-AUTH-05"].found
+    told = [r for r in found.values() if "(SUB-AUTH-05)" in r.found]
+    assert len(told) >= 4 and all(r.verdict is Verdict.NOT_RUN and "login refused" in r.found for r in told)
+
+
+def test_a_refused_login_is_unknown_where_no_other_row_says_so():
+    with Server(purpose="submission") as server:
+        found = server.judge("SUB-SND-01", accounts=(Account("nobody@example.test", "x"),))
+        assert found["SUB-SND-01"].verdict is Verdict.INCONCLUSIVE
+        assert "nobody@example.test" in found["SUB-SND-01"].found and "535" in found["SUB-SND-01"].found
+        second = server.judge("SUB-SND-02", accounts=(ALICE, Account("nobody@example.test", "x")))
+        assert second["SUB-SND-02"].verdict is Verdict.INCONCLUSIVE and "535" in second["SUB-SND-02"].found
+
+
+def test_a_first_login_without_an_answer_holds_nobody_up():
+    logins = Logins()
+    with pytest.raises(WireError):
+        logins.ask(("a", "b"), lambda: (_ for _ in ()).throw(WireError(Failure.CLOSED, "")), print)
+    assert logins.ask(("a", "b"), lambda: Reply(235, ("ok",)), print).code == 235

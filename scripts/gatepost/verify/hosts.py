@@ -23,7 +23,7 @@ from gatepost.verify.model import Report, Target
 from gatepost.verify.registry import requirements
 from gatepost.verify.wire.tls import speaks_old_tls
 
-AT_ONCE = 8  # servers; each is mostly waiting, and a process of its own costs some 15 MB
+AT_ONCE = 12  # servers; each is mostly waiting, and its process costs some 8 MB
 
 
 def run(

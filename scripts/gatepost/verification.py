@@ -42,6 +42,7 @@ def target_of(
     """Return one of the environment's servers, the first by default, as something to judge."""
     server = server or standing.servers[0]
     login = tuple(inventory.ssh_command(settings, server))
+    source_addresses, limit_addresses = _vantage(settings, standing)
     return Target(
         hostname=server.fqdn,
         addresses=server.addresses,
@@ -53,25 +54,29 @@ def target_of(
         accounts=tuple(_account(user) for user in settings.probes),
         ca_file=settings.client_ca_file,
         lab=settings.cloud == "local",
-        source_addresses=_vantage(settings, standing),
+        source_addresses=source_addresses,
+        limit_addresses=limit_addresses,
         via=(Login(f"ssh://{server.ssh_user}@{server.address}:{server.ssh_port}", login),),
         sink=tuple(standing.vantage.get("sink", ())),
     )
 
 
-def _vantage(settings: Settings, standing: inventory.Standing) -> tuple[str, ...]:
-    """Return the lab addresses to connect from: the pair after the last run's.
+def _vantage(settings: Settings, standing: inventory.Standing) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the lab addresses to connect from, and those for the checks of limits: the pairs after the last run's.
 
     The server counts logins per client and minute (anvil(8)), so two runs from one address would limit each other.
     """
     pairs = list(zip(standing.vantage.get("ipv4", ()), standing.vantage.get("ipv6", ()), strict=False))
     if not pairs:
-        return ()
+        return (), ()
+    spare = len(pairs) // 3  # a run that meets the limits spoils its pair for a minute, for any other run
+    own, limits = pairs[: len(pairs) - spare], pairs[len(pairs) - spare :]
     try:
         last_pair = tuple(json.loads((settings.reports / "last.json").read_text())["target"]["source_addresses"])
     except (OSError, ValueError, KeyError, TypeError):
         last_pair = ()
-    return pairs[(pairs.index(last_pair) + 1) % len(pairs) if last_pair in pairs else 0]
+    number = (own.index(last_pair) + 1) % len(own) if last_pair in own else 0
+    return own[number], limits[number % spare] if spare else ()
 
 
 def login_at(url: str) -> Login:

@@ -165,7 +165,11 @@ def test_no_subnet_is_left(book: store.Book, monkeypatch: pytest.MonkeyPatch) ->
         network._allocate(book, "gpn-x", "remote.test")
 
 
-def test_machine_addresses_are_given_out_once_and_keep_off_the_vantages(book: store.Book) -> None:
+def test_machine_addresses_are_given_out_once_and_keep_off_the_vantages(
+    book: store.Book, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert network.FIRST_MACHINE > 1 + network.VANTAGES  # the gateway's, and theirs
+    monkeypatch.setattr(network, "FIRST_MACHINE", 16)
     assert machine._free_number(book["networks"]["a"], book["machines"]) == 18
     del book["machines"]["mail"]
     assert machine._free_number(book["networks"]["a"], book["machines"]) == 16

@@ -24,8 +24,8 @@ from gatepost.errors import GatepostError
 from gatepost.lab import firewall, host, resolver, store
 
 RANGE = ipaddress.ip_network("198.18.0.0/15")
-VANTAGES = 8
-FIRST_MACHINE = 16  # host numbers below are the gateway's and the vantage addresses
+VANTAGES = 30
+FIRST_MACHINE = 32  # host numbers below are the gateway's and the vantage addresses
 _FORWARDING = ("net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding")
 
 

@@ -232,6 +232,7 @@ def requirements() -> tuple[Requirement, ...]:
         general,
         implicit,
         injection,
+        limits,
         relay,
         submission,
         tls,
@@ -248,5 +249,6 @@ def requirements() -> tuple[Requirement, ...]:
         *submission.REQUIREMENTS,
         *implicit.REQUIREMENTS,
         *injection.REQUIREMENTS,
+        *limits.REQUIREMENTS,
         *delivery.REQUIREMENTS,
     )

@@ -339,8 +339,11 @@ def _judge(
 @click.option(
     "--ca-file", type=click.Path(path_type=Path, exists=True), help="The CA to trust, in PEM. Default: the system's."
 )
+@click.option("--via", multiple=True, metavar="URL", help="A second place to look from, as ssh://[USER@]HOST[:PORT].")
 @click.option("--json", "as_json", is_flag=True, help="Write the answer to stdout as JSON.")
-def which_port(host: str, listeners: Path | None, hostname: str | None, ca_file: Path | None, as_json: bool) -> None:
+def which_port(
+    host: str, listeners: Path | None, hostname: str | None, ca_file: Path | None, via: tuple[str, ...], as_json: bool
+) -> None:
     """Say which port a mail program should use from here, and what to type into it.
 
     Tries every port of the listener table as a mail program does, up to the login. Sends no password and no mail.
@@ -348,7 +351,8 @@ def which_port(host: str, listeners: Path | None, hostname: str | None, ca_file:
     from gatepost import verification
     from gatepost.verify import which_port as ports
 
-    advice = ports.advise(verification.host(host, listeners, hostname, {"ca_file": ca_file}).target)
+    common = {"ca_file": ca_file, "via": tuple(verification.login_at(url) for url in via)}
+    advice = ports.advise(verification.host(host, listeners, hostname, common).target)
     if as_json:
         click.echo(ports.to_json(advice), nl=False)
     else:

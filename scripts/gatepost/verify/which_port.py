@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 from collections.abc import Iterator, Sequence
@@ -13,11 +14,14 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from gatepost.verify.model import ExitCode, Target
+from gatepost.verify.checks import vantage
+from gatepost.verify.model import Diagnosis, ExitCode, Target
+from gatepost.verify.registry import Key, Seen, key
 from gatepost.verify.report import digest
 from gatepost.verify.wire.client import Visit, visit
 from gatepost.verify.wire.probe import Site
-from gatepost.verify.wire.session import Failure
+from gatepost.verify.wire.reach import REACH, Reached
+from gatepost.verify.wire.session import Ended, Failure, Reply, WireError
 
 SCHEMA_VERSION = 1
 SECURITY = {True: "SSL/TLS", False: "STARTTLS"}  # as mail programs call implicit TLS and STARTTLS
@@ -31,6 +35,7 @@ class Advice:
     target: Target
     visits: tuple[Visit, ...]
     interrupted: bool = False
+    diagnoses: tuple[Diagnosis, ...] = ()  # of the ports that no connection comes to
 
     @property
     def best(self) -> Visit | None:
@@ -56,6 +61,11 @@ class Advice:
         family = [v for v in self.visits if (":" in v.site.address) == (":" in visit.site.address)]
         return all(v.failure is Failure.UNREACHABLE for v in family)
 
+    def stops(self, visit: Visit) -> Diagnosis | None:
+        """Return what stops the connection to a port."""
+        where = (visit.site.listener.name, visit.site.address)
+        return next((d for d in self.diagnoses if (d.listener, d.address) == where), None)
+
     @property
     def exit_code(self) -> ExitCode:
         """Return 0 when a port can be recommended, 1 when none, 3 when that could not be found out."""
@@ -67,7 +77,10 @@ class Advice:
 
 
 def advise(target: Target) -> Advice:
-    """Visit every listener at every address, side by side. KeyboardInterrupt leaves what was seen so far."""
+    """Visit every listener at every address, side by side. KeyboardInterrupt leaves what was seen so far.
+
+    Where a port cannot be reached, the target's logins are asked what they see of it.
+    """
     sites = [Site(target, listener, address) for listener in target.listeners for address in target.addresses]
     found: dict[Site, Visit] = {}
     lock = threading.Lock()
@@ -86,7 +99,33 @@ def advise(target: Target) -> Advice:
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
     with lock:
-        return Advice(target, tuple(found[site] for site in sites if site in found), interrupted)
+        visits = tuple(found[site] for site in sites if site in found)
+    return Advice(target, visits, interrupted, () if interrupted else _diagnoses(target, visits))
+
+
+def _diagnoses(target: Target, visits: tuple[Visit, ...]) -> tuple[Diagnosis, ...]:
+    if all(v.connect_ms is not None for v in visits):
+        return ()
+    seen: dict[Key, Any] = {key(v.site, REACH): _reached(v) for v in visits}
+    if target.via:
+        with contextlib.suppress(WireError):
+            seen[key(None, vantage.VANTAGE)] = vantage.VANTAGE.run(Seen(target, None, seen))
+    return vantage.diagnoses(Seen(target, None, seen))
+
+
+def _reached(v: Visit) -> Reached:
+    """Return a visit as the verifier's first look at a port would have it."""
+    answer = Ended(v.failure or Failure.CLOSED, v.detail) if v.failure or v.connect_ms is None else Reply(220, ("",))
+    return Reached(
+        seconds=(v.connect_ms or 0) / 1000,
+        connected=v.connect_ms is not None,
+        tls=bool(v.version),
+        answer=answer,
+        more=b"",
+        second=None,
+        transcript=(),
+        implicit=v.site.listener.is_implicit,
+    )
 
 
 def settings(best: Visit) -> dict[str, Any]:
@@ -118,6 +157,7 @@ def to_json(advice: Advice) -> str:
                 "address": v.site.address,
                 "works": v.works,
                 "problem": digest.printable(v.problem),
+                "stopped_by": stopped.layer.value if (stopped := advice.stops(v)) else None,
                 "reached": v.connect_ms is not None,
                 "tls_version": v.version or None,
                 "cipher": v.cipher or None,
@@ -159,7 +199,7 @@ def render(advice: Advice) -> RenderableType:
         parts += [Text("Type into your mail program, for outgoing mail (SMTP):", "bold"), _typed(best)]
     problems = list(dict.fromkeys(_problems(advice)))
     if problems:
-        parts += [Text(), Text("What is in the way:", "bold"), *(Text(f"  {p}") for p in problems)]
+        parts += [Text(), Text("What is in the way:", "bold"), *(Text.assemble("  ", p) for p in problems)]
     return Group(*parts)
 
 
@@ -209,6 +249,8 @@ def _problems(advice: Advice) -> Iterator[str]:
             same = all(o.problem == v.problem for o in everywhere)
             where = str(v.site.listener.port) if same else f"{v.site.listener.port} at {v.site.address}"
             yield f"{where}: {digest.printable(v.problem)}"
+            if stopped := advice.stops(v):
+                yield f"    What stops it: {stopped.layer}. {stopped.found}\n    {stopped.remedy}"
 
 
 def _left_out(advice: Advice) -> Sequence[str]:

@@ -8,13 +8,11 @@ from dataclasses import dataclass
 from gatepost.verify.wire.probe import Site
 from gatepost.verify.wire.session import Failure, Reply, Session, WireError
 
-_HINTS = {
-    Failure.REFUSED: "refused: nothing listens there, or a firewall says so",
-    Failure.TIMED_OUT: "timeout: a firewall drops it, at the server, in front of it, or in the network you are in",
-    Failure.UNREACHABLE: "unreachable",
-    Failure.LIMITED: "the server is limiting us just now: try again in a minute",
-    Failure.TLS_REJECTED: "TLS: the server rejects the handshake",
-    Failure.TLS_FAILED: "TLS: no handshake",
+_WORDS = {
+    Failure.TIMED_OUT: "timeout",
+    Failure.LIMITED: "limited for now, try again in a minute",
+    Failure.TLS_REJECTED: "TLS",
+    Failure.TLS_FAILED: "TLS",
 }
 
 
@@ -47,8 +45,7 @@ class Visit:
     def problem(self) -> str:
         """Return what stops a mail program here; empty when nothing does, and where none should log in anyway."""
         if self.failure is not None:
-            hint = _HINTS.get(self.failure, str(self.failure))
-            return f"{hint} ({self.detail})" if self.detail else hint
+            return f"{_WORDS.get(self.failure, self.failure)}: {self.detail}"
         if self.certificate != "good":
             return f"certificate: {self.certificate}"
         if not self.site.listener.is_submission:

@@ -2,9 +2,9 @@
 
 `broken` maps a pattern to the reply that is given instead (None: the connection is closed). Patterns are searched in
 `PHASE COMMAND`, PHASE being clear, tls or login; a RCPT is followed by ` from <sender> as EHLO-NAME`, and whatever
-comes before EHLO by ` before EHLO`; a message is `PHASE (message)`. `ends` are the octets that end a message; a server
-that is not `orderly` takes commands in any bunch, one that is not `forgetful` obeys inside TLS what came before it, and
-one with `postscreen` tests a client's first visits.
+comes before EHLO by ` before EHLO`; a message is `PHASE (message)`, or `PHASE (message with bare LF)`.
+`ends` are the octets that end a message; a server that is not `orderly` takes commands in any bunch, one that is not
+`forgetful` obeys inside TLS what came before it, and one with `postscreen` tests a client's first visits.
 """
 
 from __future__ import annotations
@@ -329,7 +329,8 @@ class Conversation:
         if message is None:
             return None
         self.sender, self.recipients = None, 0
-        seen = f"{self.phase} (message)"
+        bare = " with bare LF" if re.search(rb"(?<!\r)\n", message) else ""
+        seen = f"{self.phase} (message{bare})"
         self.server.commands.append(seen)
         for pattern, reply in self.server.broken:
             if pattern.search(seen):

@@ -52,8 +52,8 @@ def test_a_sound_server_is_sent_no_recipient_of_another_domain_and_takes_no_mess
     _, commands, kind = sound
     recipients = {command.partition("<")[2].partition(">")[0] for command in commands if " RCPT TO:" in command}
     assert recipients == {"alice@example.test", "bob@example.test"}
-    assert len([command for command in commands if "(message)" in command]) == len(ENDS)
-    assert len([command for command in commands if " AUTH " in command]) == (0 if kind == "relay" else 2)
+    assert len([command for command in commands if "(message" in command]) == 2
+    assert len([command for command in commands if " AUTH " in command]) == (0 if kind == "relay" else 1)
 
 
 @pytest.mark.parametrize(("identifier", "wrong", "quoted"), BROKEN, ids=lambda value: str(value)[:60])
@@ -84,6 +84,18 @@ def test_one_wrong_end_does_not_blame_the_others():
     assert {i for i, result in results.items() if result.verdict is Verdict.PASS} == set(ENDS) - {"INJ-07"}
 
 
+def test_a_server_that_minds_one_of_them_is_asked_about_each():
+    with Server("submission", broken={"with bare LF": "550 5.5.2 Error: bare <LF> received"}) as server:
+        results = server.judge(*ENDS)
+        messages = [command for command in server.commands if "(message" in command]
+    assert {identifier: result.found[:20] for identifier, result in results.items()} == {
+        identifier: "to the message: 550 " if b"\n" in end.replace(b"\r\n", b"") else "to the message: 554 "
+        for identifier, end in ENDS.items()
+    }
+    assert {result.verdict for result in results.values()} == {Verdict.PASS}
+    assert len(messages) == 2 + len(ENDS)
+
+
 def test_a_server_that_refuses_bare_line_feeds_and_hangs_up_passes():
     with Server(broken={"message": "421 4.7.0 Error: bare <LF> received"}) as server:
         assert server.judge("INJ-02")["INJ-02"].verdict is Verdict.INCONCLUSIVE  # 421 may mean a limit
@@ -95,7 +107,7 @@ def test_a_server_that_refuses_bare_line_feeds_and_hangs_up_passes():
 def test_a_message_that_is_put_off_is_ended_once_all_the_same():
     with Server(broken={"message": "454 4.4.0 Error: too many hops"}) as server:
         assert server.judge("INJ-02")["INJ-02"].verdict is Verdict.PASS
-        assert len([command for command in server.commands if "(message)" in command]) == len(ENDS)  # none told again
+        assert len([command for command in server.commands if "(message" in command]) == 2  # not told again
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from gatepost.verify.wire.probe import (
     Probe,
     Send,
     Site,
+    Told,
     case,
     dialogue,
     is_limit,
@@ -46,14 +47,9 @@ def _sender(site: Site) -> str:
     return site.target.accounts[0].address if site.listener.is_submission else ""
 
 
-def _spoken(name: str, cases: Callable[[Site], Iterable[Case]], account: int | None, about: str) -> Probe[Dialogue]:
-    """Return a dialogue that is held as the listener's clients do: in clear between servers, inside TLS on
-    submission."""
-
-    def run(site: Site) -> Dialogue:
-        return tell(site, tuple(cases(site)), tls=site.listener.is_submission, account=account)
-
-    return Probe(name, run, account=account, once=True, about=about, cases=cases)
+def _as_its_clients(site: Site, cases: Iterable[Case], account: int | None = None) -> Dialogue:
+    """Tell cases as the listener's clients do: in clear between servers, inside TLS on submission."""
+    return tell(site, tuple(cases), tls=site.listener.is_submission, account=account)
 
 
 def _begin(site: Site) -> tuple[Send, ...]:
@@ -67,12 +63,21 @@ def _begin(site: Site) -> tuple[Send, ...]:
 _BEGUN = 3
 
 
-def _smuggling(site: Site) -> Iterator[Case]:
+def _message(site: Site, label: str, *ends: bytes) -> Case:
+    body = looping(site, label, recipient(site)) + b"".join(end + _HIDDEN for end in ends)
+    return case(label, *_begin(site), Send(body + b"\r\n.\r\n", timeout=20.0), "RSET", ends=True)
+
+
+def _at_once(site: Site) -> Iterator[Case]:
     yield _pipelined(site)
+    yield _message(site, "plain")
+    yield _message(site, "all", *(end for _, end, _ in _ENDS))
+
+
+def _one_by_one(site: Site) -> Iterator[Case]:
     # Those with a bare LF last: a server may hang up on them.
     for identifier, end, _ in sorted(_ENDS, key=lambda row: b"\n" in row[1].replace(b"\r\n", b"")):
-        body = looping(site, identifier, recipient(site)) + end + _HIDDEN
-        yield case(identifier, *_begin(site), Send(body + b"\r\n.\r\n", timeout=20.0), "RSET", ends=True)
+        yield _message(site, identifier, end)
 
 
 def _pipelined(site: Site) -> Case:
@@ -80,12 +85,34 @@ def _pipelined(site: Site) -> Case:
     return case("pipelined", Send(commands.encode(), replies=3))
 
 
-SMUGGLING = _spoken(
+def _smuggle(site: Site) -> Dialogue:
+    """Hide all of them in one message; one by one, unless that one is answered just as a plain one is.
+
+    A server that refuses a message at the first of them, and reads on to its real end, would show nothing of the rest.
+    """
+    observed = _as_its_clients(site, _at_once(site), account=0)
+    plain, hidden = (observed[label] for label in ("plain", "all"))
+    alike = len({_replies(plain), _replies(hidden)}) == 1
+    if alike or len(plain.steps) <= _BEGUN:
+        return observed
+    apart = _as_its_clients(site, _one_by_one(site), account=0)
+    return replace(observed, told=(*observed.told, *apart.told))
+
+
+def _replies(told: Told) -> tuple[tuple[int, str] | None, ...]:
+    answers = (step.answer for step in told.steps[_BEGUN:])
+    return tuple((a.code, a.enhanced) if isinstance(a, Reply) else None for a in answers)
+
+
+SMUGGLING = Probe(
     "smuggling",
-    _smuggling,
-    0,
-    "In clear on a relay, inside TLS and after a login as the first account elsewhere. Each message has too many "
-    f"Received lines to be taken. {_HIDDEN.decode()} is no command: a server that answers it has read it as one.",
+    _smuggle,
+    account=0,
+    once=True,
+    about="In clear on a relay, inside TLS and after a login as the first account elsewhere. Each message has too many "
+    f"Received lines to be taken. {_HIDDEN.decode()} is no command: a server that answers it has read it as one. "
+    "Unless the last message is answered just as the plain one is, each end is tried in a message of its own.",
+    cases=_at_once,
 )
 
 
@@ -93,7 +120,8 @@ def _smuggled(identifier: str) -> Callable[[Seen], Finding]:
     """Return the check that a message ends where it ends: one reply to it, and the next one is RSET's."""
 
     def check(seen: Seen) -> Finding:
-        told = seen[SMUGGLING][identifier]
+        observed = seen[SMUGGLING]
+        told = next((told for told in observed.told if told.label == identifier), observed["all"])
         if len(told.steps) <= _BEGUN:
             return inconclusive(f"no message could be begun: {told}", transcript=told.transcript)
         final = told.steps[_BEGUN].answer
@@ -143,7 +171,13 @@ def _octets(site: Site) -> Iterator[Case]:
         yield case(f"{name} in a parameter", b"MAIL FROM:<> BODY=8BIT" + octet + b"MIME\r\n", ends=True)
 
 
-OCTETS = _spoken("bad-octets", _octets, None, "In clear on a relay, inside TLS and without a login elsewhere.")
+OCTETS: Probe[Dialogue] = Probe(
+    "bad-octets",
+    lambda site: _as_its_clients(site, _octets(site)),
+    once=True,
+    about="In clear on a relay, inside TLS and without a login elsewhere.",
+    cases=_octets,
+)
 
 
 def bad_octets(seen: Seen) -> Finding:

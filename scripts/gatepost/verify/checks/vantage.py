@@ -226,7 +226,7 @@ def _serves(listening: Socket, case: _Case) -> bool:
         return listening.address != "0.0.0.0" or ":" not in case.site.address
     # Behind a NAT the server has another address than the one it is known by.
     home = next((v.place.home for v in case.views.views if v.home and v.place), "")
-    return "address" not in home and not ipaddress.ip_address(listening.address).is_loopback
+    return home.startswith("its Postfix") and not ipaddress.ip_address(listening.address).is_loopback
 
 
 def _seen_outside(case: _Case) -> Diagnosis:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import shlex
+import socket
 import subprocess
 from dataclasses import dataclass
 
@@ -45,6 +46,18 @@ def run(login: Login, script: str, *, root: bool = False, seconds: float = 30.0)
     return done.stdout.decode("utf-8", "backslashreplace")
 
 
+def _addresses(login: Login) -> set[str]:
+    """Return the addresses that ssh would connect to, by its own configuration (ssh(1), -G)."""
+    try:
+        done = subprocess.run(
+            [login.command[0], "-G", *login.command[1:]], capture_output=True, text=True, timeout=10, check=False
+        )
+        host = next((line[9:] for line in done.stdout.splitlines() if line.startswith("hostname ")), "")
+        return {str(entry[4][0]) for entry in socket.getaddrinfo(host, None)} if host else set()
+    except (OSError, UnicodeError, subprocess.TimeoutExpired):
+        return set()
+
+
 @dataclass(frozen=True, slots=True)
 class Place:
     """Where a login leads. The Postfix parameters are empty where there is no Postfix."""
@@ -83,8 +96,9 @@ def place(login: Login, target: Target) -> Place:
     home = ""
     if own:
         home = f"it has the address {own[0]}"
-    elif myhostname and myhostname.lower() == target.hostname.lower():
-        home = f"its Postfix is {myhostname}"
+    elif myhostname.lower() == target.hostname.lower() and _addresses(login) & set(target.addresses):
+        # Behind a NAT. The name alone would be that of a copy of the server, too.
+        home = f"its Postfix is {myhostname}, and SSH goes to the same address"
     return Place(
         login,
         home,

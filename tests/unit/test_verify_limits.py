@@ -8,7 +8,7 @@ from smtp_loopback import Conversation, Server
 
 from gatepost import verification
 from gatepost.lab import network
-from gatepost.verify.checks import limits
+from gatepost.verify.checks import limits, submission
 from gatepost.verify.model import Severity, Verdict
 from gatepost.verify.registry import NotObserved
 from gatepost.verify.wire import limits as wire
@@ -83,12 +83,17 @@ def test_what_could_not_be_tried_is_unknown():
         judge("LIM-01", met(logins=REFUSED), kind="submission")
 
 
+@pytest.fixture(params=["relay", "submission"])
+def kind(request):
+    return request.param
+
+
 def normal(messages="250 2.1.0 Ok", recipients="250 2.1.5 Ok", missing=0):
     cases = {
         "messages": (messages,) * (20 - missing) + (SILENT,) * (missing > 0),
         "recipients": ("250 2.1.0 Ok", *(["250 2.1.5 Ok"] * 4), recipients, *(["250 2.1.5 Ok"] * 5)),
     }
-    return {limits.NORMAL_USE: dialogue(cases)}
+    return {limits.NORMAL_USE: dialogue(cases), submission.AFTER_LOGIN: dialogue(cases)}
 
 
 @pytest.mark.parametrize(
@@ -101,8 +106,8 @@ def normal(messages="250 2.1.0 Ok", recipients="250 2.1.5 Ok", missing=0):
         (normal(missing=5), Verdict.INCONCLUSIVE, "after 15 times"),
     ],
 )
-def test_normal_use_meets_no_limit(observed, verdict, quoted):
-    finding = judge("LIM-06", observed)
+def test_normal_use_meets_no_limit(observed, verdict, quoted, kind):
+    finding = judge("LIM-06", observed, kind=kind)
     assert finding.verdict is verdict, finding.found
     assert quoted in finding.found
 
@@ -172,7 +177,7 @@ def test_limits_are_met_one_by_one(purpose):
     if purpose == "relay":
         assert "after 100 recipients" in said["LIM-04"]
     else:
-        # One login was that of normal use: without addresses for limits it comes from the same one.
+        # The login of normal use counts too: without addresses for limits all come from the same one.
         assert "after 29 invented logins" in said["LIM-01"]
 
 

@@ -4,42 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+from gatepost.verify.checks import submission
 from gatepost.verify.checks.answers import together
 from gatepost.verify.checks.relay import recipient, sender
 from gatepost.verify.model import Finding, Severity, Verdict
 from gatepost.verify.registry import Need, NotObserved, Requirement, Scope, Seen, failed, inconclusive, passed
 from gatepost.verify.wire.limits import IDLE, IDLE_SECONDS, LIMITS, MIN_RECIPIENTS, Limit, Limits
-from gatepost.verify.wire.probe import Case, Failed, Send, Site, Told, case, dialogue, is_limit
+from gatepost.verify.wire.probe import Case, Dialogue, Failed, Probe, Site, Told, dialogue, is_limit
 from gatepost.verify.wire.session import Failure, Reply
 
-MESSAGES = RECIPIENTS = 10
 SHORTEST_IDLE_SECONDS = 295.0  # RFC 5321 §4.5.3.2.7: at least 5 minutes; less the coarseness of the server's clock
 
 
-def _normal_use(site: Site) -> Iterator[Case]:
-    mail_from = site.target.accounts[0].address if site.listener.is_submission else sender(site)
-    mail = f"MAIL FROM:<{mail_from}>\r\n"
-    # RSET before RCPT: nothing is opened in the queue yet, so that these messages cost the server nothing.
-    yield case("messages", Send((mail + "RSET\r\n").encode() * MESSAGES, replies=2 * MESSAGES))
-    rcpt = f"RCPT TO:<{recipient(site)}>\r\n"
-    yield case("recipients", Send((mail + rcpt * RECIPIENTS).encode(), replies=1 + RECIPIENTS))
+def _between_servers(site: Site) -> Iterator[Case]:
+    yield from submission.normal_use(sender(site), recipient(site))
 
 
-NORMAL_USE = dialogue("normal-use", _normal_use, account=0, once=True)
+NORMAL_USE = dialogue("normal-use", _between_servers, tls=False, once=True)
 
 
-def normal_use(seen: Seen) -> Finding:
+def _normal_use(probe: Probe[Dialogue]) -> Callable[[Seen], Finding]:
     """LIM-06: a limit by the minute is no news, since this run itself has just sent more than a user does."""
-    return together(_unlimited(told) for told in seen[NORMAL_USE].told)
+    return lambda seen: together(_unlimited(seen[probe][label]) for label in ("messages", "recipients"))
 
 
 def _unlimited(told: Told) -> Finding:
     answers = [answer for step in told.steps for answer in step.answers]
     replies = [answer for answer in answers if isinstance(answer, Reply)]
     bad = next((reply for reply in replies if reply.code != 250), None)
-    wanted = 2 * MESSAGES if told.label == "messages" else 1 + RECIPIENTS
+    wanted = 2 * submission.MESSAGES if told.label == "messages" else 1 + submission.RECIPIENTS
     if bad is None and len(replies) == wanted:
-        return passed(f"{MESSAGES} {told.label} in one session: 250 to all", transcript=told.transcript)
+        return passed(f"{submission.MESSAGES} {told.label} in one session: 250 to all", transcript=told.transcript)
     found = f"{told.label}: after {len([r for r in replies if r.code == 250])} times 250: {bad or told.last}"
     return (inconclusive if bad is None or is_limit(bad) else failed)(found, transcript=told.transcript)
 
@@ -188,20 +183,27 @@ REQUIREMENTS = (
         problem="Connections on which nothing is said are kept for too long, or closed too soon.",
         risk="Kept ones use up the server's places; slow clients lose their connection when it is closed too soon.",
     ),
-    Requirement(
-        id="LIM-06",
-        scope=Scope.ALL,
-        title="Normal use meets no limit",
-        expected=f"250 to {MESSAGES} messages in one session and to {RECIPIENTS} recipients of one",
-        remedy="Look at smtpd_recipient_limit, smtpd_client_message_rate_limit, smtpd_client_recipient_rate_limit, "
-        "smtpd_junk_command_limit.",
-        source="RFC 5321 §4.5.3.1.8, Gatepost's policy",
-        probes=(NORMAL_USE,),
-        check=normal_use,
-        needs=Need.DOMAIN | Need.OUTSIDE | Need.LOGIN,
-        needs_tls=True,
-        once=True,
-        problem="The server's limits are so low that ordinary mail meets them.",
-        risk="Users and other servers get errors although they do nothing unusual.",
+    *(
+        Requirement(
+            id="LIM-06",
+            scope=scope,
+            title="Normal use meets no limit",
+            expected=f"250 to {submission.MESSAGES} messages in one session and to {submission.RECIPIENTS} recipients "
+            "of one",
+            remedy="Look at smtpd_recipient_limit, smtpd_client_message_rate_limit, smtpd_client_recipient_rate_limit, "
+            "smtpd_junk_command_limit.",
+            source="RFC 5321 §4.5.3.1.8, Gatepost's policy",
+            probes=(probe,),
+            check=_normal_use(probe),
+            needs=needs,
+            needs_tls=scope is Scope.SUBMISSION,
+            once=True,
+            problem="The server's limits are so low that ordinary mail meets them.",
+            risk="Users and other servers get errors although they do nothing unusual.",
+        )
+        for scope, probe, needs in (
+            (Scope.RELAY, NORMAL_USE, Need.DOMAIN | Need.OUTSIDE),
+            (Scope.SUBMISSION, submission.AFTER_LOGIN, Need.ACCOUNT),
+        )
     ),
 )

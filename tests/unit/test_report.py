@@ -72,9 +72,9 @@ MIXED = report(
 )
 
 
-def text(subject, width=100, **console):
+def text(subject, width=100, before=None, **console):
     stream = io.StringIO()
-    table.show(subject, Console(file=stream, width=width, **console))
+    table.show(subject, Console(file=stream, width=width, **console), before)
     return stream.getvalue()
 
 

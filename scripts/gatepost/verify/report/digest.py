@@ -369,7 +369,7 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(
-        f"\\x{ord(c):02x}" if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp") and c not in "\n\t" else c
+        f"\\x{ord(c):02x}" if unicodedata.category(c) in ("Cc", "Cf", "Cn", "Cs", "Zl", "Zp") and c not in "\n\t" else c
         for c in text
     )
 

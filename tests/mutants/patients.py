@@ -60,8 +60,9 @@ class Patient:
         loaded = settings.load(environment)
         standing = inventory.read(loaded)
         self.target = verification.target_of(loaded, standing, verification.table_of(loaded.directory, None, standing))
-        pairs = zip(standing.vantage["ipv4"], standing.vantage["ipv6"], strict=True)
-        *self._pairs, self._limit_pair = pairs
+        pairs = list(zip(standing.vantage["ipv4"], standing.vantage["ipv6"], strict=True))
+        spare = len(pairs) // 3  # who ran into a limit is limited for a minute
+        self._limit_pairs, self._pairs = pairs[:spare], pairs[spare:]
         server = standing.servers[0]
         config = scratch / "ssh_config"
         config.write_text(
@@ -131,11 +132,13 @@ class Patient:
     def verify(self, only: Sequence[str] = (), options: Iterable[str] = ()) -> Report:
         """Judge over the network, from the next pair of addresses: the server counts logins per client and minute."""
         self._pairs.append(pair := self._pairs.pop(0))
+        if "--limits" in options:
+            self._limit_pairs.append(self._limit_pairs.pop(0))
         return verification.judge(
             replace(
                 self.target,
                 source_addresses=pair,
-                limit_addresses=self._limit_pair,
+                limit_addresses=self._limit_pairs[-1],
                 slow="--slow" in options,
                 limits="--limits" in options,
             ),

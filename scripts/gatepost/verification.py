@@ -89,7 +89,7 @@ def login_at(url: str) -> Login:
     extra = host and (parts.path.strip("/") or parts.query or parts.fragment or parts.password)
     if not host or parts.scheme != "ssh" or extra or host.startswith("-") or (parts.username or "").startswith("-"):
         raise GatepostError(
-            f"--via {url}: not a login",
+            f"--via {url if not (host and parts.password) else f'ssh://{parts.username}:…@{host}'}: not a login",
             expected="ssh://[USER@]HOST[:PORT], without a password: keys come from your ssh-agent or ~/.ssh/config",
         )
     where = ["-p", str(port)] if port else []

@@ -309,7 +309,7 @@ def test_a_login_is_an_ssh_url(url, command):
 def test_what_is_no_login_is_refused(url):
     with pytest.raises(GatepostError, match="not a login") as caught:
         login_at(url)
-    assert "ssh://[USER@]HOST[:PORT]" in str(caught.value)
+    assert "ssh://[USER@]HOST[:PORT]" in str(caught.value) and "secret" not in str(caught.value)
 
 
 def test_a_sink_must_be_an_address_of_this_computer():

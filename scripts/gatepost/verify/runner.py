@@ -37,6 +37,7 @@ from gatepost.verify.registry import (
     requirements,
 )
 from gatepost.verify.wire import delivery, message
+from gatepost.verify.wire.delivery import Delivered
 from gatepost.verify.wire.probe import Failed, Logins, Phase, Probe, Site
 from gatepost.verify.wire.reach import REACH
 from gatepost.verify.wire.session import Failure, Stop, WireError
@@ -48,6 +49,7 @@ IN_ALL = 40
 # where MAIN did not come to its end.
 PHASE_SECONDS = {Phase.MAIN: 180.0, Phase.AFTER: 120.0, Phase.LAST: 420.0}
 REACH_SECONDS = 40.0  # for the first look: three deadlines where postscreen greets, and its second visit
+PAUSES = (0.5, 2.0)  # seconds before a probe is tried again that was greeted by a limit: 421, too many connections
 SILENCES = 2  # a port that let this many probes time out at its greeting has gone silent: the rest is not tried
 
 Progress = Callable[[int, int], None]  # probes done, probes in all
@@ -113,6 +115,7 @@ class Watch:
         self.judged: frozenset[str] = frozenset()  # ids of the rows of this run
         self._silences: dict[Site, int] = {}
         self._lock = threading.Lock()
+        self._one_at_a_time = threading.Lock()
         self._done = self._all = 0
 
     def look(self, rows: Collection[Requirement]) -> None:
@@ -159,7 +162,7 @@ class Watch:
 
     def clean_up(self) -> None:
         """Remove the test messages that were delivered and not read back: of a run that was cut short, or of LAST."""
-        read = key(None, DELIVERY) in self.observations and not self.target.limits
+        read = isinstance(self.observations.get(key(None, DELIVERY)), Delivered) and not self.target.limits
         if self.target.via and message.written() and not read:
             with contextlib.suppress(WireError, KeyboardInterrupt):
                 delivery.clean_up(self.target)
@@ -226,9 +229,26 @@ class Watch:
         def look() -> Any:
             if trusted is not None:
                 trusted.result()
-            return self._not_now(site, probe) or probe.run(self._from_where(site, probe))
+            return self._not_now(site, probe) or self._patiently(self._from_where(site, probe), probe)
 
         self._keep(site, probe, look)
+
+    def _patiently(self, site: Site, probe: Probe[Any]) -> Any:
+        """Run a probe, and where it was greeted by a limit once more, alone with others of that kind (VER-05)."""
+        try:
+            return probe.run(site)
+        except WireError as error:
+            if error.failure is not Failure.LIMITED or probe.phase is Phase.LAST or not _of_greeting(error):
+                raise
+        with self._one_at_a_time:
+            for pause in PAUSES:
+                site.cancelled.wait(pause)
+                try:
+                    return probe.run(site)
+                except WireError as error:
+                    if error.failure is not Failure.LIMITED or not _of_greeting(error) or pause == PAUSES[-1]:
+                        raise
+        raise AssertionError("PAUSES is empty")
 
     def _from_where(self, site: Site, probe: Probe[Any]) -> Site:
         site = replace(site, cancelled=self.ends[probe.phase])
@@ -283,6 +303,11 @@ class Watch:
             if finding.verdict is not Verdict.PASS:
                 return f"credentials are not shown to a server whose {name} did not pass: {finding.found}"
         return ""
+
+
+def _of_greeting(error: WireError) -> bool:
+    # A login that met a limit is not repeated: logins are budgeted.
+    return error.detail.startswith("greeted")
 
 
 def _results(row: Requirement, watch: Watch, *, skipped: bool) -> Iterator[Result]:

@@ -32,7 +32,7 @@ from gatepost.verify.wire.delivery import (
 )
 from gatepost.verify.wire.probe import Failed, Phase, Site
 from gatepost.verify.wire.reach import REACH, Reached
-from gatepost.verify.wire.session import Failure, Reply
+from gatepost.verify.wire.session import Failure, Reply, WireError
 
 
 def _hand_in(seen: Seen) -> Outbox:
@@ -45,6 +45,13 @@ def _hand_in(seen: Seen) -> Outbox:
     return hand_in(target, tuple(sites.values()))
 
 
+def _read_back(seen: Seen) -> Delivered:
+    outbox = seen.attempt(OUTBOX)
+    if isinstance(outbox, Failed):
+        raise WireError(outbox.failure, outbox.detail)
+    return read_back(seen.target, outbox)
+
+
 OUTBOX = ServerProbe(
     "outbox",
     _hand_in,
@@ -55,7 +62,7 @@ OUTBOX = ServerProbe(
 )
 DELIVERY = ServerProbe(
     "delivery",
-    lambda seen: read_back(seen.target, seen[OUTBOX]),
+    _read_back,
     needs=Need.VIA,
     phase=Phase.AFTER,
     about="The messages are read back at the server (doveadm, postqueue) and at the sink, and removed.",

@@ -367,7 +367,7 @@ def _data(session: Session, text: bytes) -> tuple[Step, ...]:
 # -- The whole ---------------------------------------------------------------------------------------------------------
 
 
-def _sink_is_ours(target: Target) -> None:
+def check_sink(target: Target) -> None:
     """Raise WireError unless the outside domain's mail comes to the sink (RFC 5321 §5.1): MX, else A and AAAA."""
     import dns.exception
     import dns.resolver
@@ -417,7 +417,7 @@ def hand_in(target: Target, sites: Sequence[Site]) -> Outbox:
     sink, no_sink = None, "no sink for the outside domain's mail was given (--sink)"
     if target.sink and target.outside_domain:
         try:
-            _sink_is_ours(target)
+            check_sink(target)
             sink, no_sink = Sink(target.sink, target.outside_domain), ""
         except WireError as error:
             no_sink = str(error)

@@ -636,7 +636,7 @@ def all_answer_alike(seen: Seen) -> Finding:
             if listener not in listeners:
                 continue
             if isinstance(found, Failed):
-                if found.failure is not Failure.NOT_TRIED:
+                if found.failure not in (Failure.NOT_TRIED, Failure.LOGIN_REFUSED):
                     missing.add(f"{probe.name} on {listener.name}: {found}")
                 continue
             for asked, answer in _answers(found, listener):

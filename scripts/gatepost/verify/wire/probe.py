@@ -19,7 +19,7 @@ from typing import Any, Generic, TypeVar
 
 from gatepost.listeners import Listener
 from gatepost.verify.model import Line, Target
-from gatepost.verify.wire.session import Answer, Ended, Failure, Reply, Session, Stop, WireError
+from gatepost.verify.wire.session import Answer, Ended, Failure, Reply, Session, Stop, WireError, shortened
 
 T_co = TypeVar("T_co", covariant=True)
 
@@ -423,14 +423,12 @@ def tell_case(session: Session, this: Case, *, rset: bool = True) -> tuple[Told,
     for send in this.sends:
         data = send.data if isinstance(send.data, bytes) else send.data.encode("utf-8", "surrogateescape") + b"\r\n"
         answers: tuple[Answer, ...]
-        session_sent = len(session.transcript)
         try:
             session.send(data)
             answers = _counted(session, send) if send.quiet is None else session.replies(send.quiet)
         except WireError as error:
             answers = (Ended(error.failure, error.detail),)
-        shown = session.transcript[session_sent].text if len(session.transcript) > session_sent else "…"
-        steps.append(Step(shown, answers))
+        steps.append(Step(shortened(session.sent), answers))
         alive = not any(isinstance(a, Ended) or a.code in (421, 221, 521) for a in answers)
         last = answers[-1] if answers else None
         if not alive or ((this.stop_on_error or send.vital) and isinstance(last, Reply) and last.code >= 400):

@@ -10,6 +10,7 @@ import base64
 import contextlib
 import enum
 import re
+import select
 import socket
 import ssl
 import threading
@@ -165,6 +166,7 @@ class Session:
     def __init__(self, site: Site, *, seconds: float = 60.0) -> None:
         self.site = site
         self.tls = False
+        self.sent = ""  # what was sent last, as the transcript shows it
         self.teased = 0.0  # seconds between a greeting's first line, `220-`, and its last (postscreen's greet_wait)
         self._socket: socket.socket | ssl.SSLSocket | None = None
         self._buffer = bytearray()
@@ -194,10 +196,7 @@ class Session:
 
     def _record(self, direction: str, text: str) -> None:
         if len(self._lines) < MAX_TRANSCRIPT:
-            shown = text
-            if len(text) > MAX_SHOWN:  # the end too: of a message it is what the server answers to
-                shown = f"{text[: MAX_SHOWN * 3 // 4]} … {text[-MAX_SHOWN // 4 :]} ({len(text)} characters)"
-            self._lines.append(Line(round(time.monotonic() - self._start, 4), direction, shown))
+            self._lines.append(Line(round(time.monotonic() - self._start, 4), direction, shortened(text)))
 
     def failure(self, failure: Failure, detail: str) -> WireError:
         """Return the error to raise, noted in the transcript and carrying it."""
@@ -294,6 +293,7 @@ class Session:
             wrapped = context.wrap_socket(self._socket, server_hostname=name, do_handshake_on_connect=False)
             self._socket = wrapped
             self.site.cancelled.watch(wrapped)
+            self._refused_in_clear(wrapped)
             wrapped.do_handshake()
         except TimeoutError:
             raise self.failure(Failure.TIMED_OUT, "no end of the TLS handshake") from None
@@ -310,6 +310,28 @@ class Session:
         self.tls = True
         cipher = wrapped.cipher()
         self.note(f"{wrapped.version()} with {cipher[0] if cipher else 'no cipher'}")
+
+    def _refused_in_clear(self, wrapped: ssl.SSLSocket) -> None:
+        """Send the ClientHello, and raise when the answer is an SMTP reply in clear, as a server's that has too many
+        connections already to shake hands on another one."""
+        timeout = wrapped.gettimeout()
+        wrapped.settimeout(0)
+        with contextlib.suppress(ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            wrapped.do_handshake()
+            return
+        waiting = select.poll()
+        waiting.register(wrapped, select.POLLIN)
+        waiting.poll((timeout or 0) * 1000)
+        with contextlib.suppress(BlockingIOError):
+            # Not SSLSocket.recv(), which has no peeking.
+            first = socket.socket.recv(wrapped, 512, socket.MSG_PEEK)
+            if first[:3].isdigit():
+                said = _printable(first.split(b"\n")[0].strip())
+                limited = first.startswith(b"421")
+                raise self.failure(
+                    Failure.LIMITED if limited else Failure.GARBAGE, f"greeted in clear instead of TLS with {said}"
+                )
+        wrapped.settimeout(timeout)
 
     @property
     def tls_socket(self) -> ssl.SSLSocket:
@@ -333,7 +355,8 @@ class Session:
     def send(self, data: bytes) -> None:
         """Send bytes as they are; the transcript shows them escaped, credentials blanked."""
         assert self._socket is not None
-        self._record("send", _shown(data, challenged=self._challenged))
+        self.sent = _shown(data, challenged=self._challenged)
+        self._record("send", self.sent)
         self._challenged = False
         self._socket.settimeout(max(0.01, min(REPLY_SECONDS, self._end - time.monotonic())))
         try:
@@ -550,6 +573,14 @@ def _shown(data: bytes, *, challenged: bool) -> str:
 def _printable(data: bytes | bytearray) -> str:
     text = bytes(data).decode("utf-8", "backslashreplace")
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def shortened(text: str) -> str:
+    """Return at most about MAX_SHOWN characters of a text, the end too: of a message it is what the server answers
+    to."""
+    if len(text) <= MAX_SHOWN:
+        return text
+    return f"{text[: MAX_SHOWN * 3 // 4]} … {text[-MAX_SHOWN // 4 :]} ({len(text)} characters)"
 
 
 def answered(steps: Iterator[Answer]) -> tuple[Reply, ...]:

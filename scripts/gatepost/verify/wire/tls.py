@@ -102,6 +102,8 @@ def ask(site: Site, offer: Offer) -> Heard:
         session.note(f"server: {heard}")
         if not heard.accepted and heard.refusal == str(Failure.TIMED_OUT):
             raise session.failure(Failure.TIMED_OUT, "no answer to a ClientHello")
+        if heard.refusal.startswith(f"{Failure.LIMITED}: "):
+            raise session.failure(Failure.LIMITED, heard.refusal.removeprefix(f"{Failure.LIMITED}: "))
         return replace(heard, transcript=session.transcript)
 
 
@@ -176,6 +178,22 @@ class _Malformed(Exception):
     """Not TLS, or TLS that does not add up."""
 
 
+class _InClear(Exception):
+    """An SMTP reply in clear, where a ServerHello is due."""
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__()
+        self.said = data.split(b"\n")[0].strip().decode("ascii", "backslashreplace")[:200]
+
+
+def _what_is_there(connection: socket.socket) -> bytes:
+    connection.settimeout(0.2)
+    try:
+        return connection.recv(512)
+    except OSError:
+        return b""
+
+
 class _Bytes:
     """A cursor over bytes that refuses to read beyond their end."""
 
@@ -213,6 +231,8 @@ def exchange(connection: socket.socket, hello: bytes, *, whole: bool = False, se
             head = _exactly(connection, 5, deadline)
             if hello[0] & 0x80 and head[0] & 0x80 and head[2] == 4:  # an SSLv2 SERVER-HELLO
                 return Heard(version=2, transcript=())
+            if not handshake and head[:3].isdigit():
+                raise _InClear(head + _what_is_there(connection))
             kind, length = head[0], int.from_bytes(head[3:5], "big")
             if kind not in (20, 21, 22, 23) or head[1] != 3 or length > 18432:
                 raise _Malformed(f"not a TLS record: {head!r}")
@@ -240,6 +260,9 @@ def exchange(connection: socket.socket, hello: bytes, *, whole: bool = False, se
                     return Heard(complete=done, **seen)
     except _Malformed as error:
         return Heard(refusal=f"{Failure.GARBAGE}: {error}")
+    except _InClear as error:
+        limited = Failure.LIMITED if error.said.startswith("421") else Failure.GARBAGE
+        return Heard(refusal=f"{limited}: greeted in clear instead of TLS with {error.said}")
     except TimeoutError:
         return Heard(refusal=str(Failure.TIMED_OUT))
     except ConnectionResetError:
@@ -433,7 +456,9 @@ def _tlslite(session: Session, *, minimum: tuple[int, int], maximum: tuple[int, 
     settings = HandshakeSettings()
     settings.minVersion, settings.maxVersion = minimum, maximum
     settings.minKeySize = 512
-    connection = _recording()(_Bounded(session.raw_socket))
+    bounded = _Bounded(session.raw_socket)
+    connection = _recording()(bounded)
+    connection.bounded = bounded
     try:
         connection.handshakeClientCert(settings=settings, serverName=session.site.target.hostname)
     except Exception as error:  # its parsers raise SyntaxError, IndexError and more on what is no certificate
@@ -449,11 +474,13 @@ class _Bounded:
         self._socket = connection
         self._deadline = time.monotonic() + 2 * HANDSHAKE_SECONDS  # the handshake, and what follows
         self._left = MAX_FLIGHT
+        self.last = b""  # what was received last
 
     def recv(self, count: int) -> bytes:
         self._wait()
         data = self._socket.recv(min(count, max(1, self._left)))
         self._left -= len(data)
+        self.last = data
         return data
 
     def send(self, data: bytes) -> int:
@@ -484,6 +511,7 @@ def _recording() -> Any:
         """Keeps the client's verify_data."""
 
         verify_data = b""
+        bounded: _Bounded
 
         def _sendMsg(self, msg: Any, *rest: Any, **more: Any) -> Any:
             if isinstance(msg, Finished):
@@ -521,6 +549,8 @@ def _renegotiate(connection: Any) -> str:
     except (TLSAbruptCloseError, TLSClosedConnectionError, OSError) as error:
         return f"closed: {type(error).__name__}"
     except Exception as error:  # as above: what its parsers raise on garbage is anybody's guess
+        if connection.bounded.last[:3].isdigit():  # GnuTLS leaves it to the application, and Exim gives TLS up
+            return f"closed: TLS was given up with {_InClear(connection.bounded.last).said}"
         return f"no answer that could be read: {type(error).__name__}: {error}"[:200]
 
 

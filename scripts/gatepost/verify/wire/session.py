@@ -218,7 +218,8 @@ class Session:
         source = (site.source, 0) if site.source else None
         try:
             self._socket = socket.create_connection((site.address, site.listener.port), timeout, source)
-            self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            with contextlib.suppress(OSError):  # a connection that was reset already: the first read says so
+                self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             site.cancelled.watch(self._socket)
         except ConnectionRefusedError:
             raise self.failure(Failure.REFUSED, f"connection to {site} refused") from None

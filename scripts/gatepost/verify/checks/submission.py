@@ -7,7 +7,7 @@ import math
 import re
 import secrets
 import statistics
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from itertools import groupby
 
 from gatepost.listeners import Listener
@@ -16,7 +16,7 @@ from gatepost.verify.checks.answers import extensions, judge, refusal, together
 from gatepost.verify.checks.relay import envelope, not_relayed, recipient, sender, taken, to, unknown_user
 from gatepost.verify.model import Finding, Severity, Verdict
 from gatepost.verify.registry import Need, NotObserved, Requirement, Scope, Seen, failed, inconclusive, passed
-from gatepost.verify.wire.login import LOGINS, TIMING, Timing, side_by_side
+from gatepost.verify.wire.login import LOGINS, TIMING, Timing, patiently, side_by_side
 from gatepost.verify.wire.probe import Case, Dialogue, Failed, Probe, Send, Site, Step, Told, case, dialogue, is_limit
 from gatepost.verify.wire.session import Answer, Ended, Failure, Reply, plain
 from gatepost.verify.wire.starttls import SPOILT, UPGRADE
@@ -169,9 +169,7 @@ _DEALT = ("CRAM-MD5", _NUL, _BASE64, _AUTHCID, "XOAUTH2", _LONG, "DIGEST-MD5", "
 
 
 def _dealt(site: Site) -> tuple[str, ...]:
-    """Return which of the dealt logins this listener is asked: all of them where there is time (--slow)."""
-    if site.target.slow:
-        return _DEALT
+    """Return which of the dealt logins this listener is asked."""
     dealt_to = [listener.name for listener in site.target.listeners if listener.is_submission]
     if site.listener.name not in dealt_to:  # as in docs/checks.md
         return _DEALT
@@ -185,22 +183,30 @@ def _inside(site: Site) -> Iterator[Case]:
 
 
 def _mechanisms(site: Site) -> Iterator[Case]:
-    mine = _dealt(site)
-    for mechanism, token in (*_FIXED_MECHANISMS, *(other for other in _OTHER_MECHANISMS if other[0] in mine)):
-        # `*` gives up, should the server go along with a challenge.
+    yield from _only((label for label, _ in _FIXED_MECHANISMS), _mechanism_cases())
+    yield from _only(_dealt(site), _mechanism_cases())
+
+
+def _mechanism_cases() -> Iterator[Case]:
+    for mechanism, token in (*_FIXED_MECHANISMS, *_OTHER_MECHANISMS):
         yield case(mechanism, Send(f"AUTH {mechanism} {token}".rstrip(), timeout=FAILED_LOGIN_SECONDS), ends=True)
 
 
 def _responses(site: Site) -> Iterator[Case]:
-    mine = _dealt(site)
-    if _BASE64 in mine:
-        yield case(_BASE64, Send("AUTH PLAIN !gatepost!", timeout=FAILED_LOGIN_SECONDS), ends=True)
-    if _LONG in mine:
-        response = Send("A" * 13_000, timeout=FAILED_LOGIN_SECONDS)
-        yield case(_LONG, Send("AUTH PLAIN", vital=True), response, ends=True)
+    yield from _only(_dealt(site), _response_cases())
+
+
+def _response_cases() -> Iterator[Case]:
+    yield case(_BASE64, Send("AUTH PLAIN !gatepost!", timeout=FAILED_LOGIN_SECONDS), ends=True)
+    response = Send("A" * 13_000, timeout=FAILED_LOGIN_SECONDS)
+    yield case(_LONG, Send("AUTH PLAIN", vital=True), response, ends=True)
 
 
 def _odd_logins(site: Site) -> Iterator[Case]:
+    yield from _only((_AUTHZID, _EMPTY, *_dealt(site)), _odd_login_cases(site))
+
+
+def _odd_login_cases(site: Site) -> Iterator[Case]:
     """What must not log in although, but for its oddity, it could: inside TLS that was judged safe."""
     user, password = site.target.accounts[0].address, site.target.accounts[0].password
     other = next((a.address for a in site.target.accounts[1:]), f"postmaster@{user.rpartition('@')[2]}")
@@ -210,10 +216,22 @@ def _odd_logins(site: Site) -> Iterator[Case]:
         _NUL: plain(user, f"{password}\0gatepost"),
         _AUTHCID: base64.b64encode(f"\0{user}".encode()).decode(),
     }
-    mine = (_AUTHZID, _EMPTY, *_dealt(site))
     for label, response in responses.items():
-        if label in mine:
-            yield case(label, Send(f"AUTH PLAIN {response}", timeout=FAILED_LOGIN_SECONDS), ends=True)
+        yield case(label, Send(f"AUTH PLAIN {response}", timeout=FAILED_LOGIN_SECONDS), ends=True)
+
+
+def _not_dealt(site: Site) -> Iterator[Case]:
+    """What was dealt to other listeners, with --slow."""
+    if site.target.slow:
+        rest = [label for label in _DEALT if label not in _dealt(site)]
+        yield from _only(rest, (*_mechanism_cases(), *_response_cases()))
+        if site.target.accounts:
+            yield from _only(rest, _odd_login_cases(site))
+
+
+def _only(labels: Iterable[str], cases: Iterable[Case]) -> Iterator[Case]:
+    labels = frozenset(labels)
+    return (this for this in cases if this.label in labels)
 
 
 def _wrong_case(site: Site) -> Iterator[Case]:
@@ -265,6 +283,7 @@ def _wrong(user: str) -> Case:
 INSIDE = dialogue("starttls-inside", _inside)
 ALONE = dialogue("mechanisms", _mechanisms, once=True)
 RESPONSES = dialogue("odd-responses", _responses, slow=True, once=True)
+NOT_DEALT = patiently("what-other-listeners-were-asked", _not_dealt)
 ODD_LOGINS = side_by_side("odd-logins", _odd_logins)
 WRONG_CASE = side_by_side("user-name-in-wrong-case", _wrong_case)
 ANONYMOUS = dialogue("submission-without-login", _without_login)
@@ -301,15 +320,22 @@ def offers_plain_and_login(seen: Seen) -> Finding:
 
 def other_mechanisms_refused(seen: Seen) -> Finding:
     """SUB-AUTH-02: whatever EHLO says. Any 5xx but the 503 of a session that an earlier one has logged in."""
-    finding = together(judge(told, lambda reply: reply.code >= 500) for told in seen[ALONE].told)
-    return _with_dealt(seen, finding, ALONE, [mechanism for mechanism, _ in _OTHER_MECHANISMS])
+    others = [mechanism for mechanism, _ in _OTHER_MECHANISMS]
+    told = (*seen[ALONE].told, *_late(seen, others))
+    finding = together(judge(t, lambda reply: reply.code >= 500) for t in told)
+    return _with_dealt(seen, finding, ALONE, others)
+
+
+def _late(seen: Seen, labels: Collection[str]) -> tuple[Told, ...]:
+    """Return what was told of these with --slow only."""
+    return tuple(told for told in seen[NOT_DEALT] if told.label in labels) if seen.target.slow else ()
 
 
 def _with_dealt(
     seen: Seen, finding: Finding | None, probe: Probe[Dialogue | tuple[Told, ...]], labels: Iterable[str]
 ) -> Finding:
     """Say of the logins that this listener was not asked which other one was, and which are left to --slow."""
-    mine = _dealt(seen.here)
+    mine = _DEALT if seen.target.slow else _dealt(seen.here)
     elsewhere: dict[str, list[str]] = {}
     for label in (label for label in labels if label not in mine):
         asked = [li.name for li, _, found in seen.everywhere(probe) if label in _labels(found)]
@@ -405,7 +431,7 @@ def auth_can_be_cancelled(seen: Seen) -> Finding:
 
 def odd_responses_refused(seen: Seen) -> Finding:
     """SUB-AUTH-13: also by closing the connection, which must go on being answered afterwards (GEN-NET-01)."""
-    told = seen[RESPONSES].told
+    told = (*seen[RESPONSES].told, *_late(seen, (_BASE64, _LONG)))
     finding = together(judge(t, lambda reply: reply.code >= 500) for t in told) if told else None
     return _with_dealt(seen, finding, RESPONSES, (_BASE64, _LONG))
 
@@ -417,7 +443,8 @@ def nobody_acts_for_another(seen: Seen) -> Finding:
 
 def odd_passwords_refused(seen: Seen) -> Finding:
     """SUB-AUTH-15."""
-    finding = together(_refused(told) for told in seen[ODD_LOGINS] if told.label != _AUTHZID)
+    told = (*seen[ODD_LOGINS], *_late(seen, (_NUL, _AUTHCID)))
+    finding = together(_refused(t) for t in told if t.label != _AUTHZID)
     return _with_dealt(seen, finding, ODD_LOGINS, (_NUL, _AUTHCID))
 
 
@@ -836,7 +863,7 @@ REQUIREMENTS = (
         risk="ANONYMOUS and EXTERNAL let people in without a password; the CRAM kind needs passwords stored in "
         "readable form on the server.",
         source="RFC 4954 §4, RFC 4505, RFC 8314 §4",
-        probes=(ALONE,),
+        probes=(ALONE, NOT_DEALT),
         check=other_mechanisms_refused,
         needs_tls=True,
         once=True,
@@ -1013,7 +1040,7 @@ REQUIREMENTS = (
         expected="5xx (535 5.7.8, 501 5.5.2 or 500 5.5.6) to a response that is not base64 and to one of 13,000 octets",
         remedy="Postfix does this by itself (smtpd_sasl_response_limit = 12288): look for a proxy in front of it.",
         source="RFC 4954 §4",
-        probes=(RESPONSES,),
+        probes=(RESPONSES, NOT_DEALT),
         check=odd_responses_refused,
         needs_tls=True,
         once=True,
@@ -1042,7 +1069,7 @@ REQUIREMENTS = (
         expected="535 or 501 (5xx) to U with an empty password, the right one with NUL and more, and none at all",
         remedy="Look at Dovecot's passdb: no nopassword, and no LDAP bind that takes an empty password for anonymous.",
         source="RFC 4616 §2, RFC 4513 §5.1.2",
-        probes=(ODD_LOGINS,),
+        probes=(ODD_LOGINS, NOT_DEALT),
         check=odd_passwords_refused,
         needs_tls=True,
         needs=Need.ACCOUNT,

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from gatepost.verify.model import Account, Line
-from gatepost.verify.wire.probe import Case, Phase, Probe, Site, Step, Told, is_limit
+from gatepost.verify.wire.probe import Case, Phase, Probe, Site, Step, Told, is_limit, tell_case
 from gatepost.verify.wire.session import Answer, Ended, Reply, Session, WireError, plain
 
 LOGIN_SECONDS = 20.0  # a server may delay, and its password hash may be costly
@@ -101,6 +101,29 @@ def side_by_side(name: str, cases: Callable[[Site], Iterable[Case]]) -> Probe[tu
 
     about = "Inside TLS, each on a connection of its own."
     return Probe(name, run, account=0, slow=True, once=True, about=about, cases=cases)
+
+
+def patiently(name: str, cases: Callable[[Site], Iterable[Case]]) -> Probe[tuple[Told, ...]]:
+    """Return the probe that tells the cases one after the other, each on a connection of its own, when the others are
+    done, and waits while the server counts too many logins in a minute.
+
+    They may hold the first account's password.
+    """
+
+    def run(site: Site) -> tuple[Told, ...]:
+        told = []
+        for this in cases(site):
+            for _ in range(1 + LIMIT_TRIES):
+                with Session(site) as session:
+                    session.open(verify=not site.target.lab)
+                    one, _alive = tell_case(session, this, rset=False)
+                if not one.was_limited or site.cancelled.wait(LIMIT_PAUSE):
+                    break
+            told.append(one)
+        return tuple(told)
+
+    about = "Inside TLS, each on a connection of its own, when the others are done."
+    return Probe(name, run, account=0, slow=True, once=True, phase=Phase.AFTER, about=about, cases=cases)
 
 
 PAIRS = 9

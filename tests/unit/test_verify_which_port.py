@@ -150,5 +150,6 @@ def test_the_answer_as_json_and_as_text(ca_file, closed_port, capsys):
     which_port.show(advice)
     text = capsys.readouterr().out
     assert "recommended" in text and "SSL/TLS" in text and "normal password" in text
-    assert f"{closed_port}: refused" in text
+    blocked = text[text.index("What is in the way") :]
+    assert str(closed_port) in blocked and "refused" in blocked and "--via" in blocked
     assert max(map(len, text.splitlines())) <= 80

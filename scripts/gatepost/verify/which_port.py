@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gatepost.verify.checks import vantage
-from gatepost.verify.model import Diagnosis, ExitCode, Target
+from gatepost.verify.model import Diagnosis, ExitCode, Layer, Target
 from gatepost.verify.registry import Key, Seen, key
 from gatepost.verify.report import digest
 from gatepost.verify.wire.client import Visit, visit
@@ -197,9 +197,12 @@ def render(advice: Advice) -> RenderableType:
         parts.append(Text.assemble((word, style), f": {why} from here"))
     else:
         parts += [Text("Type into your mail program, for outgoing mail (SMTP):", "bold"), _typed(best)]
-    problems = list(dict.fromkeys(_problems(advice)))
+    problems = tuple(dict.fromkeys(_problems(advice)))
     if problems:
-        parts += [Text(), Text("What is in the way:", "bold"), *(Text.assemble("  ", p) for p in problems)]
+        grid = _grid()
+        for where, text in problems:
+            grid.add_row(where, "", text)
+        parts += [Text(), Text("What is in the way:", "bold"), grid]
     return Group(*parts)
 
 
@@ -242,15 +245,25 @@ def _typed(best: Visit) -> Table:
     return grid
 
 
-def _problems(advice: Advice) -> Iterator[str]:
+def _problems(advice: Advice) -> Iterator[tuple[str, str]]:
     for v in advice.here:
-        if v.problem:
-            everywhere = [o for o in advice.here if o.site.listener == v.site.listener]
-            same = all(o.problem == v.problem for o in everywhere)
-            where = str(v.site.listener.port) if same else f"{v.site.listener.port} at {v.site.address}"
-            yield f"{where}: {digest.printable(v.problem)}"
-            if stopped := advice.stops(v):
-                yield f"    What stops it: {stopped.layer}. {stopped.found}\n    {stopped.remedy}"
+        if not v.problem:
+            continue
+        everywhere = [o for o in advice.here if o.site.listener == v.site.listener]
+        same = len({_said(advice, o).replace(o.site.address, "") for o in everywhere}) == 1
+        port = str(v.site.listener.port)
+        if not same:
+            yield port, f"{v.site.address}  {_said(advice, v)}"
+        elif v is everywhere[0]:
+            yield port, _said(advice, v)
+
+
+def _said(advice: Advice, v: Visit) -> str:
+    stopped = advice.stops(v)
+    if stopped is None:
+        return digest.printable(v.problem)
+    layer = "" if stopped.layer is Layer.UNKNOWN else f"What stops it: {stopped.layer}. "
+    return f"{layer}{digest.printable(stopped.found)}\n{stopped.remedy}"
 
 
 def _left_out(advice: Advice) -> Sequence[str]:

@@ -250,7 +250,8 @@ def verify(
 def _list_requirements() -> None:
     from gatepost.verify import registry
 
-    for row in registry.requirements():
+    rows = {row.id: row for row in reversed(registry.requirements())}  # the first where an id has several
+    for row in reversed(rows.values()):
         click.echo(f"{row.id:<14} {row.severity.value:<7} {row.title}")
 
 

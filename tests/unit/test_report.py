@@ -322,11 +322,32 @@ def test_docs_checks_md_is_what_the_registry_says():
     assert written.read_text() == docs.render(), "run: python -m gatepost.verify.report.docs >docs/checks.md"
 
 
+MENDS = re.compile(
+    # A Postfix parameter or file, a command, Dovecot, or where else to look.
+    r"\b[a-z0-9]+_[a-z0-9_]+\b|hopcount_limit|main\.cf|master\.cf|postmap|postfix|dovecot|proxy|openssl|certificate|"
+    r"alias|see [A-Z-]+-\d+|firewall|report it|--source-address|address outside|renew|nothing to do|in front",
+    re.IGNORECASE,
+)
+
+
+@pytest.mark.parametrize("row", requirements(), ids=lambda row: f"{row.id}-{row.scope.name}")
+def test_a_row_says_in_plain_words_what_is_wrong_what_it_risks_and_how_to_mend_it(row):
+    for words in (row.problem, row.risk):
+        assert len(words.split()) >= 4 and words[-1] in ".?)", words
+    assert row.problem != row.risk and row.title not in (row.problem, row.risk)
+    # A newcomer reads the problem: no reply codes and no parameters of Postfix's.
+    assert not re.search(r"\b[245]\d\d\b|\w_\w+_", row.problem)
+    assert MENDS.search(row.remedy), row.remedy
+
+
 def test_docs_have_a_heading_for_each_requirement_and_each_probe_says_what_it_sends():
     page = docs.render()
     headings = re.findall(r"^## (.*)", page, re.MULTILINE)
-    ids = [row.id for row in requirements()]
-    assert [h for h in headings if not h.startswith("Probe ")] == ids and len(set(ids)) == len(ids)
+    ids = list(dict.fromkeys(row.id for row in requirements()))
+    assert [h for h in headings if not h.startswith("Probe ")] == ids
+    for row in requirements():
+        for text in (row.problem, row.risk, row.remedy):
+            assert docs._escaped(text) in page, row.id
     for text in page.partition("# What the probes send")[2].split("## Probe ")[1:]:
         assert text.partition("\n")[2].strip(), f"probe {text.splitlines()[0]} says nothing"
     anchors = {f"#probe-{re.sub('[^a-z0-9-]', '', h[6:])}" for h in headings if h.startswith("Probe ")}

@@ -61,14 +61,17 @@ def render() -> str:
     """Return docs/checks.md."""
     rows = requirements()
     probes = {probe.name: probe for row in rows for probe in row.probes}
-    parts = [_HEAD, *(_row(row) for row in rows), "# What the probes send\n", *(_probe(p) for p in probes.values())]
+    ids = [row.id for row in rows]
+    # Where an id has rows for several kinds of listener, they share its heading.
+    sections = (_row(row, heading=row.id not in ids[:number]) for number, row in enumerate(rows))
+    parts = [_HEAD, *sections, "# What the probes send\n", *(_probe(p) for p in probes.values())]
     return "\n".join(parts)
 
 
-def _row(row: Requirement) -> str:
+def _row(row: Requirement, *, heading: bool) -> str:
     severity = {Severity.MUST: "must", Severity.SHOULD: "should (a warning)", Severity.INFO: "info (recorded only)"}
     lines = [
-        f"## {row.id}\n",
+        *([f"## {row.id}\n"] if heading else []),
         f"**{_escaped(row.title)}**\n",
         f"- Problem: {_escaped(row.problem)}",
         f"- Risk: {_escaped(row.risk)}",

@@ -227,11 +227,13 @@ def test_the_sink_takes_mail_for_its_domain_alone():
     try:
         with smtplib.SMTP("127.0.0.1", port) as client:
             client.sendmail(ALICE, ["x@remote.TEST"], b"Subject: 1\r\n\r\n..dot\r\n")
+            client.sendmail("", ["x@remote.test"], b"Subject: a bounce\r\n\r\n")
             with pytest.raises(smtplib.SMTPRecipientsRefused):
                 client.sendmail(ALICE, ["x@example.org"], b"Subject: 2\r\n\r\n")
     finally:
         box.close()
-    [one] = box.taken
+    [one, bounce] = box.taken
+    assert bounce.mail_from == ""
     assert (one.peer, one.mail_from, one.rcpt_to) == ("127.0.0.1", ALICE, ("x@remote.TEST",))
     assert one.content == b"Subject: 1\r\n\r\n..dot\r\n"
     with pytest.raises(ConnectionRefusedError):

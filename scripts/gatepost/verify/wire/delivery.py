@@ -306,12 +306,13 @@ def _as_server(site: Site, *, with_sink: bool) -> tuple[Sent, ...]:
             sent.append(_one(session, "tag", sender, (f"{local}+gatepost@{domain}",), ehlo))
         arf = (f"abuse@{site.domain}",)
         sent.append(_one(session, "arf", sender, arf, ehlo, headers=_ARF_HEADERS, body=_ARF))
-        sent.append(_one(session, "bare", sender, (user,), ehlo, body=_BARE_BODY))
         if with_sink:
             # Both are to be refused. Where they are not, the message or its bounce comes to the sink.
             sent.append(_one(session, "relay", sender, (sink_address(target, "relay"),), ehlo))
             nobody = f"gatepost-no-such-user-{token()}@{site.domain}"
             sent.append(_one(session, "unknown", sender, (nobody,), ehlo))
+        # Last, since a server that takes its middle for its end answers the rest as if it were commands.
+        sent.append(_one(session, "bare", sender, (user,), ehlo, body=_BARE_BODY))
         return tuple(sent)
 
 

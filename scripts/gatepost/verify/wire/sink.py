@@ -97,7 +97,8 @@ class Sink:
     async def handle_DATA(self, _server: SMTP, session: Session, envelope: Envelope) -> str:
         """Keep the message."""
         content = envelope.original_content or b""
-        taken = Taken(str((session.peer or ("",))[0]), envelope.mail_from or "", tuple(envelope.rcpt_tos), content)
+        sender = (envelope.mail_from or "").strip("<>")
+        taken = Taken(str((session.peer or ("",))[0]), sender, tuple(envelope.rcpt_tos), content)
         with self._lock:
             if len(self._taken) >= MOST:
                 return "452 4.3.1 the sink is full"

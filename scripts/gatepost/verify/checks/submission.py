@@ -221,12 +221,16 @@ def _odd_login_cases(site: Site) -> Iterator[Case]:
 
 
 def _not_dealt(site: Site) -> Iterator[Case]:
-    """What was dealt to other listeners, with --slow."""
-    if site.target.slow:
-        rest = [label for label in _DEALT if label not in _dealt(site)]
-        yield from _only(rest, (*_mechanism_cases(), *_response_cases()))
-        if site.target.accounts:
-            yield from _only(rest, _odd_login_cases(site))
+    yield from _only(_rest(site), (*_mechanism_cases(), *_response_cases()))
+
+
+def _logins_not_dealt(site: Site) -> Iterator[Case]:
+    yield from _only(_rest(site), _odd_login_cases(site))
+
+
+def _rest(site: Site) -> tuple[str, ...]:
+    """Return what was dealt to other listeners, with --slow."""
+    return tuple(label for label in _DEALT if label not in _dealt(site)) if site.target.slow else ()
 
 
 def _only(labels: Iterable[str], cases: Iterable[Case]) -> Iterator[Case]:
@@ -283,7 +287,8 @@ def _wrong(user: str) -> Case:
 INSIDE = dialogue("starttls-inside", _inside)
 ALONE = dialogue("mechanisms", _mechanisms, once=True)
 RESPONSES = dialogue("odd-responses", _responses, slow=True, once=True)
-NOT_DEALT = patiently("what-other-listeners-were-asked", _not_dealt)
+NOT_DEALT = patiently("mechanisms-dealt-to-others", _not_dealt)
+LOGINS_NOT_DEALT = patiently("logins-dealt-to-others", _logins_not_dealt, account=0)
 ODD_LOGINS = side_by_side("odd-logins", _odd_logins)
 WRONG_CASE = side_by_side("user-name-in-wrong-case", _wrong_case)
 ANONYMOUS = dialogue("submission-without-login", _without_login)
@@ -321,14 +326,14 @@ def offers_plain_and_login(seen: Seen) -> Finding:
 def other_mechanisms_refused(seen: Seen) -> Finding:
     """SUB-AUTH-02: whatever EHLO says. Any 5xx but the 503 of a session that an earlier one has logged in."""
     others = [mechanism for mechanism, _ in _OTHER_MECHANISMS]
-    told = (*seen[ALONE].told, *_late(seen, others))
+    told = (*seen[ALONE].told, *_late(seen, NOT_DEALT, others))
     finding = together(judge(t, lambda reply: reply.code >= 500) for t in told)
     return _with_dealt(seen, finding, ALONE, others)
 
 
-def _late(seen: Seen, labels: Collection[str]) -> tuple[Told, ...]:
+def _late(seen: Seen, probe: Probe[tuple[Told, ...]], labels: Collection[str]) -> tuple[Told, ...]:
     """Return what was told of these with --slow only."""
-    return tuple(told for told in seen[NOT_DEALT] if told.label in labels) if seen.target.slow else ()
+    return tuple(told for told in seen[probe] if told.label in labels) if seen.target.slow else ()
 
 
 def _with_dealt(
@@ -431,7 +436,7 @@ def auth_can_be_cancelled(seen: Seen) -> Finding:
 
 def odd_responses_refused(seen: Seen) -> Finding:
     """SUB-AUTH-13: also by closing the connection, which must go on being answered afterwards (GEN-NET-01)."""
-    told = (*seen[RESPONSES].told, *_late(seen, (_BASE64, _LONG)))
+    told = (*seen[RESPONSES].told, *_late(seen, NOT_DEALT, (_BASE64, _LONG)))
     finding = together(judge(t, lambda reply: reply.code >= 500) for t in told) if told else None
     return _with_dealt(seen, finding, RESPONSES, (_BASE64, _LONG))
 
@@ -443,7 +448,7 @@ def nobody_acts_for_another(seen: Seen) -> Finding:
 
 def odd_passwords_refused(seen: Seen) -> Finding:
     """SUB-AUTH-15."""
-    told = (*seen[ODD_LOGINS], *_late(seen, (_NUL, _AUTHCID)))
+    told = (*seen[ODD_LOGINS], *_late(seen, LOGINS_NOT_DEALT, (_NUL, _AUTHCID)))
     finding = together(_refused(t) for t in told if t.label != _AUTHZID)
     return _with_dealt(seen, finding, ODD_LOGINS, (_NUL, _AUTHCID))
 
@@ -1069,7 +1074,7 @@ REQUIREMENTS = (
         expected="535 or 501 (5xx) to U with an empty password, the right one with NUL and more, and none at all",
         remedy="Look at Dovecot's passdb: no nopassword, and no LDAP bind that takes an empty password for anonymous.",
         source="RFC 4616 §2, RFC 4513 §5.1.2",
-        probes=(ODD_LOGINS, NOT_DEALT),
+        probes=(ODD_LOGINS, LOGINS_NOT_DEALT),
         check=odd_passwords_refused,
         needs_tls=True,
         needs=Need.ACCOUNT,

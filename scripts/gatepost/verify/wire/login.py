@@ -103,11 +103,13 @@ def side_by_side(name: str, cases: Callable[[Site], Iterable[Case]]) -> Probe[tu
     return Probe(name, run, account=0, slow=True, once=True, about=about, cases=cases)
 
 
-def patiently(name: str, cases: Callable[[Site], Iterable[Case]]) -> Probe[tuple[Told, ...]]:
+def patiently(
+    name: str, cases: Callable[[Site], Iterable[Case]], account: int | None = None
+) -> Probe[tuple[Told, ...]]:
     """Return the probe that tells the cases one after the other, each on a connection of its own, when the others are
     done, and waits while the server counts too many logins in a minute.
 
-    They may hold the first account's password.
+    They may hold the password of `account`, an index in the target's.
     """
 
     def run(site: Site) -> tuple[Told, ...]:
@@ -123,7 +125,7 @@ def patiently(name: str, cases: Callable[[Site], Iterable[Case]]) -> Probe[tuple
         return tuple(told)
 
     about = "Inside TLS, each on a connection of its own, when the others are done."
-    return Probe(name, run, account=0, slow=True, once=True, phase=Phase.AFTER, about=about, cases=cases)
+    return Probe(name, run, account=account, slow=True, once=True, phase=Phase.AFTER, about=about, cases=cases)
 
 
 PAIRS = 9

@@ -27,7 +27,6 @@ GOOD_VERBS = {
     "HELP": UNKNOWN,
     "BURL": UNKNOWN,
     "unknown verb": UNKNOWN,
-    "HELO": f"250 {HOST}",
     "QUIT": BYE,
 }
 GOOD_MAIL = {
@@ -65,7 +64,7 @@ SOUND = {
     MAIL: mail(),
     general.BDAT: dialogue({"BDAT": "521 5.5.1 Error: command not implemented"}, tls=EHLO),
     general.GET: dialogue({"GET": "221 2.7.0 Error: I can break rules, too. Goodbye."}),
-    general.EARLY: dialogue({"MAIL": "503 5.5.1 Error: send HELO/EHLO first"}),
+    general.EARLY: dialogue({"MAIL": "503 5.5.1 Error: send HELO/EHLO first", "HELO": f"250 {HOST}"}),
     verifier.OUTSIDER: dialogue({"relay": ("250 2.1.0 Ok", "554 5.7.1 <x@remote.test>: Relay access denied")}),
     verifier.OLD_TLS: "",
 }
@@ -94,8 +93,8 @@ BROKEN = [
         for word in ("VRFY", "ETRN", "CHUNKING", "XCLIENT", "STARTTLS")
     ),
     ("GEN-EHLO-03", {CLEAR: clear(EHLO_CLEAR.replace("250-DSN", "250-ETRN\n250-DSN"))}, "ETRN in clear"),
-    ("GEN-EHLO-04", {VERBS: verbs(HELO="250 localhost")}, "250 localhost"),
-    ("GEN-EHLO-04", {VERBS: verbs(HELO="504 5.5.2 no")}, "504"),
+    ("GEN-EHLO-04", {general.EARLY: dialogue({"HELO": "250 localhost"})}, "250 localhost"),
+    ("GEN-EHLO-04", {general.EARLY: dialogue({"HELO": "504 5.5.2 no"})}, "504"),
     ("GEN-CMD-01", {VERBS: verbs(VRFY_someone="252 2.0.0 alice@example.test")}, "252"),
     ("GEN-CMD-01", {VERBS: verbs(VRFY_nobody="550 5.1.1 unknown")}, "550"),
     ("GEN-CMD-01", {VERBS: verbs(VRFY_nobody="502 5.1.1 no such user")}, "differ"),

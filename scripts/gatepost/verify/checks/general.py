@@ -38,7 +38,6 @@ def _verbs(site: Site) -> tuple[Case, ...]:
         case("HELP", "HELP"),
         case("BURL", "BURL imap://gatepost.example/"),
         case("unknown verb", "GTPS"),
-        case("HELO", f"HELO {site.ehlo}"),
         case("QUIT", "QUIT", ends=True),
     )
 
@@ -55,8 +54,9 @@ def _get(_: Site) -> tuple[Case, ...]:
     return (case("GET", "GET / HTTP/1.1", ends=True),)
 
 
-def _early(_: Site) -> tuple[Case, ...]:
-    return (case("MAIL", "MAIL FROM:<>"),)
+def _early(site: Site) -> tuple[Case, ...]:
+    # HELO here, and not after EHLO: OpenSMTPD takes one greeting on a connection only (RFC 5321 §4.1.4).
+    return (case("MAIL", "MAIL FROM:<>"), case("HELO", f"HELO {site.ehlo}"))
 
 
 VERBS = dialogue("verbs", _verbs)
@@ -201,7 +201,7 @@ def unwanted_extensions(seen: Seen) -> Finding:
 def helo(seen: Seen) -> Finding:
     """GEN-EHLO-04."""
     hostname = seen.target.hostname.lower()
-    return judge(seen[VERBS]["HELO"], lambda reply: reply.code == 250 and _first_word(reply) == hostname)
+    return judge(seen[EARLY]["HELO"], lambda reply: reply.code == 250 and _first_word(reply) == hostname)
 
 
 def both_hellos(seen: Seen) -> Finding:
@@ -220,7 +220,7 @@ def both_hellos(seen: Seen) -> Finding:
 def vrfy(seen: Seen) -> Finding:
     """GEN-CMD-01."""
     someone, nobody = seen[VERBS]["VRFY someone"], seen[VERBS]["VRFY nobody"]
-    finding = together((refusal(someone, (502,)), refusal(nobody, (502,))))
+    finding = together((refusal(someone, (500, 502)), refusal(nobody, (500, 502))))
     first, second = someone.last, nobody.last
     if finding.verdict is Verdict.PASS and isinstance(first, Reply) and isinstance(second, Reply):
         alike = _without_address(first.text) == _without_address(second.text)
@@ -342,7 +342,7 @@ def _oversize(seen: Seen, label: str) -> Finding:
     told = _told(found, label)
     if told is None:
         return Finding(Verdict.NOT_RUN, "no size limit is announced (GEN-SIZE-01), so there is none to exceed")
-    return refusal(told, (552,))
+    return refusal(told, (552, 554))  # 554 5.3.4 is OpenSMTPD's
 
 
 def _told(found: Mail, label: str) -> Told | None:
@@ -398,7 +398,7 @@ REQUIREMENTS = (
         expected="the same fully qualified name on every listener, in clear and inside TLS",
         remedy="myhostname = the server's full name. If there is no answer at all inside TLS: the SASL socket "
         "(smtpd_sasl_path, Dovecot)",
-        problem="The server calls itself by a name that is short, local, or different from port to port.",
+        problem="The server does not answer with its own full name, or calls itself differently from port to port.",
         risk="The same name goes into the HELO of outgoing mail, where other servers refuse or downgrade a name that "
         "does not exist.",
         source="RFC 5321 §4.1.1.1 and §2.3.5",
@@ -441,7 +441,7 @@ REQUIREMENTS = (
         problem="The old greeting HELO is not answered as it should be.",
         risk="Simple senders (printers, scanners, monitoring) that know no EHLO cannot hand over mail.",
         source="RFC 5321 §4.1.1.1",
-        probes=(VERBS,),
+        probes=(EARLY,),
         check=helo,
     ),
     Requirement(
@@ -461,7 +461,7 @@ REQUIREMENTS = (
         id="GEN-CMD-01",
         scope=Scope.ALL,
         title="VRFY tells nothing",
-        expected="502 5.5.1, the same for an address that exists and one that does not",
+        expected="502 5.5.1 (or 500), the same for an address that exists and one that does not",
         remedy="disable_vrfy_command = yes",
         problem="The server answers whether an address exists to anyone who asks.",
         risk="Spammers and password guessers collect valid addresses without sending a single message.",
@@ -628,7 +628,7 @@ REQUIREMENTS = (
         id="GEN-SIZE-03",
         scope=Scope.ALL,
         title="A message that turns out too large is refused",
-        expected="552 5.3.4 behind its last line",
+        expected="552 5.3.4 (or 554) behind its last line",
         remedy="message_size_limit above 0",
         problem="A message larger than the announced limit is taken.",
         risk="A few such messages fill the spool, and the server stops taking any mail.",

@@ -25,7 +25,15 @@ NORMAL_USE = dialogue("normal-use", _between_servers, tls=False, once=True)
 
 def _normal_use(probe: Probe[Dialogue]) -> Callable[[Seen], Finding]:
     """LIM-06: a limit by the minute is no news, since this run itself has just sent more than a user does."""
-    return lambda seen: together(_unlimited(seen[probe][label]) for label in ("messages", "recipients"))
+
+    def check(seen: Seen) -> Finding:
+        found = seen[probe]
+        hello = found.ehlo_tls or found.ehlo_clear
+        if hello is not None and hello.keyword("PIPELINING") is None:
+            return Finding(Verdict.NOT_RUN, "not asked in earnest: the server does not offer PIPELINING (GEN-EHLO-02)")
+        return together(_unlimited(found[label]) for label in ("messages", "recipients"))
+
+    return check
 
 
 def _unlimited(told: Told) -> Finding:

@@ -628,6 +628,8 @@ def no_bounces(seen: Seen) -> Finding:
 def any_name_will_do(seen: Seen) -> Finding:
     """SUB-HLO-01: neither EHLO nor what follows is refused for the name."""
     told = seen[AS_FIRST]["names"]
+    if told.codes[:1] == (503,):
+        return Finding(Verdict.NOT_RUN, f"the server takes one EHLO on a connection only (RFC 5321 §4.1.4): {told}")
     finding = _every(told, lambda reply: reply.code == 250)
     if finding.verdict is Verdict.PASS and len(told.steps) < 3 * len(MUA_NAMES):
         return inconclusive(f"not all could be asked: {told}", transcript=told.transcript)

@@ -52,6 +52,8 @@ def _oversized(session: Session, sender: str, limit: int) -> Told:
         Case("DATA", case("", f"MAIL FROM:<{sender}>", f"RCPT TO:<{to}>", "DATA").sends, stop_on_error=True),
         rset=False,
     )
+    if alive and begun.codes[-1:] != (354,):
+        tell_case(session, case("", "RSET"), rset=False)
     if not alive or begun.codes[-1:] != (354,):
         return begun
     answer: Answer

@@ -369,9 +369,10 @@ REQUIREMENTS = (
         scope=Scope.ALL,
         title="The server greets with its name",
         expected=f"`220 NAME ESMTP` within {BANNER_SECONDS:g} s and nothing more, on two connections side by side",
-        remedy="smtpd_banner = $myhostname ESMTP, myhostname = the server's name. A port that accepts and stays "
-        "silent: an smtpd that dies at its start (journalctl -u 'postfix*'), a SASL socket that is missing, TLS "
-        "expected from the first byte (smtpd_tls_wrappermode), or a process limit of 1 in master.cf",
+        remedy="A wrong name: smtpd_banner = $myhostname ESMTP, myhostname = the server's name. No greeting: smtpd "
+        "dies at its start, and its log says why (journalctl -u 'postfix*'). Most often Dovecot is down, so that the "
+        "SASL socket is missing (`no SASL authentication mechanisms`: systemctl start dovecot); else a wrong value in "
+        "main.cf, TLS expected from the first byte (smtpd_tls_wrappermode), or a process limit of 1 in master.cf",
         problem="The port accepts connections but does not greet as a mail server of this name should.",
         risk="Clients wait until they time out and mail stays queued at the sender; a wrong name makes other servers "
         "distrust the mail that this one sends.",

@@ -238,7 +238,8 @@ def server_name(seen: Seen) -> Finding:
 
 
 _PROTOCOLS = (
-    "smtpd_tls_protocols and smtpd_tls_mandatory_protocols = >=TLSv1.2 (Postfix's own default still allows TLS 1.0)"
+    "smtpd_tls_protocols (where smtpd_tls_security_level is may: relay) and smtpd_tls_mandatory_protocols (where it is "
+    "encrypt: submission) = >=TLSv1.2, since Postfix's own default still allows TLS 1.0"
 )
 
 REQUIREMENTS = (

@@ -14,6 +14,13 @@ from gatepost.listeners import Listener
 from gatepost.verify.model import Diagnosis, ExitCode, Report, Result, Severity, Sight, Verdict
 
 BLANK = "(blanked)"
+_ALSO = "Here also: "  # what a row's remedy adds to the one that it shares with others
+
+HOW = (
+    "Postfix's parameters: postconf -n shows those of main.cf, postconf -P the -o of each port in master.cf, which go "
+    "first. Set them with postconf -e and postconf -P SERVICE/inet/NAME=VALUE, then run postfix reload. On a server "
+    "that Gatepost made, gatepost converge puts them back. gatepost verify --explain ID says more about a requirement."
+)
 
 _CHAPTERS = {
     "GEN": "Greeting and commands",
@@ -96,7 +103,20 @@ class Problem:
         number = len(self.requirements)
         if self.status == "unknown":
             return f"{number} requirements could not be judged, for one reason"
-        return f"{number} requirements with one remedy: {', '.join(identifier for identifier, _ in self.requirements)}"
+        return f"{number} requirements with one remedy: {compact([identifier for identifier, _ in self.requirements])}"
+
+    @property
+    def remedy(self) -> str:
+        """Return what to do: what the requirements share, and what some of them add."""
+        shared, _, _ = self.first.remedy.partition(_ALSO)
+        more: dict[str, list[str]] = {}
+        for result in self.results:
+            _, _, added = result.remedy.partition(_ALSO)
+            if added and result.id not in more.setdefault(added, []):
+                more[added].append(result.id)
+        if len(more) == 1 and len(self.requirements) == 1:
+            return self.first.remedy
+        return "\n".join((shared.rstrip(), *(f"For {compact(ids)} also: {added}" for added, ids in more.items())))
 
     @property
     def wrongs(self) -> tuple[tuple[str, str], ...]:
@@ -147,7 +167,8 @@ def problems(report: Report) -> tuple[Problem, ...]:
             if result.id == "GEN-NET-01":
                 where = (result.listener, result.port, result.address)
                 result = replace(result, remedy=known.get(where, result.remedy))
-            same = (_reason(result),) if word == "unknown" else (result.expected, result.remedy, result.source)
+            shared = result.remedy.partition(_ALSO)[0].rstrip()
+            same = (_reason(result),) if word == "unknown" else (result.expected, shared, result.source)
             alone = "" if any(same) else result.id
             groups.setdefault((word, result.severity, alone, *same), []).append(result)
     found = [Problem(key[0], tuple(results)) for key, results in groups.items()]

@@ -30,6 +30,7 @@ def render(report: Report, before: Report | None = None) -> str:
         problems=digest.problems(report),
         silences=digest.silences(report),
         matrix=digest.matrix(report),
+        how=digest.HOW,
         status=digest.status,
         compact=digest.compact,
         views=digest.views(report),

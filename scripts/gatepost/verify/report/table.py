@@ -52,6 +52,8 @@ def render(report: Report, before: Report | None = None) -> RenderableType:
     brief = any(problem.status == "fail" for problem in problems)
     for problem in problems:
         parts += [_problem(problem, brief=brief and problem.status == "unknown"), Text()]
+    if brief:
+        parts += [Text(digest.HOW, "dim"), Text()]
     if before is not None:
         parts += [_changes(compare.changes(before, report)), Text()]
     views = digest.views(report)
@@ -84,7 +86,7 @@ def _problem(problem: digest.Problem, *, brief: bool) -> RenderableType:
     for label, text in _facts(problem):
         grid.add_row(label, Text(text))
     if not brief and (problem.status != "unknown" or len(problem.requirements) == 1):
-        for label, text in (("expected", first.expected), ("what to do", first.remedy), ("source", first.source)):
+        for label, text in (("expected", first.expected), ("what to do", problem.remedy), ("source", first.source)):
             if text:
                 grid.add_row(label, Text(text))
     return Group(title, grid)

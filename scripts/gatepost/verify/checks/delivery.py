@@ -324,7 +324,10 @@ def signs_nothing(_seen: Seen) -> Finding:
 _SUBCLEANUP = (
     "give the submission services a cleanup(8) of their own: -o cleanup_service_name=subcleanup, whose header_checks "
 )
-_QUEUE = "`postqueue -p` and the log (`journalctl -u postfix`) say where it went."
+_QUEUE = (
+    "`postqueue -p` and the log (`journalctl -u postfix`) say where it went. A connection that is refused at Dovecot's "
+    "socket means that Dovecot is down (systemctl start dovecot)."
+)
 
 REQUIREMENTS = (
     Requirement(

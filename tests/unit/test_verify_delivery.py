@@ -16,7 +16,7 @@ from gatepost.verify.registry import Need, NotObserved, Seen
 from gatepost.verify.wire import sink
 from gatepost.verify.wire.delivery import HEADER, Copy, Delivered, Queued, Sent, hand_in
 from gatepost.verify.wire.message import message, token, written
-from gatepost.verify.wire.probe import Site, Step, Told
+from gatepost.verify.wire.probe import Failed, Site, Step, Told
 from gatepost.verify.wire.session import Failure, WireError
 from gatepost.verify.wire.sink import Sink, Taken
 
@@ -168,7 +168,8 @@ def test_without_a_sink_what_goes_out_is_unknown(identifier):
 @pytest.mark.parametrize("identifier", ["E2E-01", "PRV-01", "PRV-02", "PRV-03", "E2E-04", "PRV-04", "INJ-09"])
 def test_what_was_not_sent_or_not_found_passes_nothing(identifier):
     with pytest.raises(NotObserved):
-        judge(identifier, replace(SOUND, sent=(), copies=(), failures=(("relay", "421"), ("submission", "421"))))
+        gone = Failed(Failure.LIMITED, "421 4.7.0 too many connections")
+        judge(identifier, replace(SOUND, sent=(), copies=(), failures=(("relay", gone), ("submission", gone))))
 
 
 @pytest.mark.parametrize("identifier", ["PRV-01", "PRV-02", "PRV-03"])

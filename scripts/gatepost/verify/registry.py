@@ -111,6 +111,7 @@ class Seen:
     target: Target
     site: Site | None  # None for requirements of the whole server
     observations: Mapping[Key, Any]
+    sites: tuple[Site, ...] = ()  # the run's, for a ServerProbe that goes to them itself
 
     def __getitem__(self, probe: Probe[T] | ServerProbe[T]) -> T:
         result = self.attempt(probe)

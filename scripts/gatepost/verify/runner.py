@@ -223,7 +223,7 @@ class Watch:
         return tuple(p for p in probes if isinstance(p, Probe) and (not p.once or self.chosen(site)))
 
     def _observe_server(self, probe: ServerProbe[Any]) -> None:
-        self._keep(None, probe, lambda: probe.run(Seen(self.target, None, dict(self.observations))))
+        self._keep(None, probe, lambda: probe.run(Seen(self.target, None, dict(self.observations), tuple(self.sites))))
 
     def _observe(self, site: Site, probe: Probe[Any], trusted: Future[None] | None = None) -> None:
         def look() -> Any:

@@ -16,6 +16,7 @@ from gatepost.verify.registry import (
     ServerProbe,
     failed,
     inconclusive,
+    key,
     passed,
 )
 from gatepost.verify.wire.delivery import (
@@ -38,10 +39,11 @@ from gatepost.verify.wire.session import Failure, Reply, WireError
 def _hand_in(seen: Seen) -> Outbox:
     target = seen.target
     sites: dict[str, Site] = {}
-    for listener, address, reached in seen.everywhere(REACH):
-        wanted = bool(target.accounts) if listener.is_submission else bool(target.domains)
+    for site in seen.sites:
+        reached = seen.observations.get(key(site, REACH))
+        wanted = bool(target.accounts) if site.listener.is_submission else bool(target.domains)
         if wanted and isinstance(reached, Reached) and not reached.dead:
-            sites.setdefault(listener.name, Site(target, listener, address))
+            sites.setdefault(site.listener.name, site)
     return hand_in(target, tuple(sites.values()))
 
 
@@ -78,7 +80,7 @@ def _sent(seen: Seen, kind: str) -> Sent:
         why = dict(delivered.failures).get(listener)
         if why is None:
             raise NotObserved(Failed(Failure.NOT_TRIED, "no message of this kind was handed in here"))
-        raise NotObserved(Failed(Failure.CLOSED, f"nothing could be handed in: {why}"))
+        raise NotObserved(Failed(why.failure, f"nothing could be handed in: {why.detail}", why.transcript))
     return sent
 
 

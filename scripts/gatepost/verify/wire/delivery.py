@@ -21,7 +21,7 @@ from typing import Any
 from gatepost.verify.model import Login, Target
 from gatepost.verify.wire import ssh
 from gatepost.verify.wire.message import HEADER, message, token
-from gatepost.verify.wire.probe import Site, Step, Told, case, open_session, tell_case
+from gatepost.verify.wire.probe import Failed, Site, Step, Told, case, open_session, tell_case
 from gatepost.verify.wire.session import Answer, Ended, Failure, Reply, Session, WireError
 from gatepost.verify.wire.sink import Sink, Taken
 
@@ -83,7 +83,7 @@ class Delivered:
 
     login: str
     sent: tuple[Sent, ...]
-    failures: tuple[tuple[str, str], ...]  # listener, why nothing could be handed in there
+    failures: tuple[tuple[str, Failed], ...]  # listener, why nothing could be handed in there
     copies: tuple[Copy, ...]
     taken: tuple[Taken, ...] | None  # None: there was no sink, for the reason in `no_sink`
     no_sink: str
@@ -404,7 +404,7 @@ class Outbox:
 
     login: Login
     sent: tuple[Sent, ...]
-    failures: tuple[tuple[str, str], ...]  # listener, why nothing could be handed in there
+    failures: tuple[tuple[str, Failed], ...]  # listener, why nothing could be handed in there
     sink: Sink | None
     no_sink: str  # why there is none
 
@@ -455,16 +455,16 @@ def clean_up(target: Target) -> None:
     _read(_home(target), target, ())
 
 
-def _everywhere(sites: Sequence[Site], *, with_sink: bool) -> tuple[tuple[Sent, ...], tuple[tuple[str, str], ...]]:
+def _everywhere(sites: Sequence[Site], *, with_sink: bool) -> tuple[tuple[Sent, ...], tuple[tuple[str, Failed], ...]]:
     sent: list[Sent] = []
-    failures: list[tuple[str, str]] = []
+    failures: list[tuple[str, Failed]] = []
     with ThreadPoolExecutor(max(1, len(sites)), "delivery") as pool:
         futures = {s.listener.name: pool.submit(_hand_in, s, with_sink=with_sink) for s in sites}
         for name, future in futures.items():
             try:
                 sent += future.result()
             except WireError as error:
-                failures.append((name, str(error)))
+                failures.append((name, Failed(error.failure, error.detail, error.transcript)))
     return tuple(sent), tuple(failures)
 
 

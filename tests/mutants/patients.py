@@ -190,7 +190,7 @@ class Patient:
             self.break_it(change)
             failed, said = self.look(change, change.get("options", ()))
         finally:
-            self.heal(change.get("restart", ["postfix"]))
+            self.heal(change.get("heal", change.get("restart", ["postfix"])))
         return Trial(failed, said, self.look(change)[1] if change.get("breaks") else "")
 
 

@@ -12,7 +12,7 @@ from gatepost.verify.registry import requirements
 
 TESTS = Path(__file__).resolve().parents[1]
 CATALOGUE = yaml.safe_load((TESTS / "mutants/mutants.yml").read_text())
-KEYS = {"name", "own", "run", "breaks", "restart", "options", "via", "why"}
+KEYS = {"name", "own", "run", "breaks", "restart", "heal", "options", "via", "why"}
 
 
 def test_the_document_is_the_catalogue() -> None:

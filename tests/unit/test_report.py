@@ -115,7 +115,7 @@ def test_table_quotes_three_of_many_and_the_page_all():
     failing = report(*(result(f"MX-RLY-0{n}", Verdict.FAIL, found=f"250 to form {n}", **same) for n in range(1, 8)))
     out, page = text(failing), html.render(failing)
     assert "250 to form 3" in out and "250 to form 4" not in out and "and 4 more like these" in out
-    assert "MX-RLY-07" in out and "250 to form 7" in page.split("Requirements × listeners")[0]
+    assert "MX-RLY-01 to 07" in out and "250 to form 7" in page.split("Requirements × listeners")[0]
 
 
 def test_one_requirement_with_different_findings_quotes_each_place():
@@ -352,3 +352,23 @@ def test_docs_have_a_heading_for_each_requirement_and_each_probe_says_what_it_se
         assert text.partition("\n")[2].strip(), f"probe {text.splitlines()[0]} says nothing"
     anchors = {f"#probe-{re.sub('[^a-z0-9-]', '', h[6:])}" for h in headings if h.startswith("Probe ")}
     assert set(re.findall(r"\(#([^)]*)\)", page)) == {anchor[1:] for anchor in anchors}
+
+
+def test_remedies_that_only_add_something_stand_together():
+    same = {"expected": "554 at RCPT", "port": 25}
+    failing = report(
+        result("MX-RLY-01", Verdict.FAIL, remedy="reject.", **same),
+        result("MX-RLY-02", Verdict.FAIL, remedy="reject. Here also: no routing.", **same),
+        result("MX-RLY-03", Verdict.FAIL, remedy="reject. Here also: no routing.", **same),
+    )
+    [problem] = digest.problems(failing)
+    assert problem.remedy == "reject.\nFor MX-RLY-02, MX-RLY-03 also: no routing."
+    [alone] = digest.problems(report(failing.results[1]))
+    assert alone.remedy == "reject. Here also: no routing."
+
+
+def test_how_parameters_are_set_is_said_beside_failures_only():
+    failing = report(result("A-1", Verdict.FAIL))
+    assert "postfix reload" in " ".join(text(failing).split()) and "postfix reload" in html.render(failing)
+    passing = report(result("A-1", Verdict.PASS))
+    assert "postfix reload" not in text(passing) + html.render(passing)

@@ -34,9 +34,15 @@ class Desk:
     used: int = 0
 
     def sources(self) -> list[str]:
-        """Addresses that no run here has used yet: the server counts logins for each (anvil(8))."""
+        """Addresses that no run has used of late, for the server counts logins and connections of each (anvil(8)).
+
+        Runs of the environment take one pair after the other, those of limits from the last third.
+        """
+        pairs = list(zip(self.lab["ipv4"], self.lab["ipv6"], strict=True))
+        pairs = pairs[: len(pairs) - len(pairs) // 3]
+        last = json.loads((self.environment.directory / "reports/last.json").read_text())["target"]["source_addresses"]
         self.used += 1
-        return [self.lab["ipv4"][-self.used], self.lab["ipv6"][-self.used]]
+        return list(pairs[(pairs.index(tuple(last)) + len(pairs) // 2 + self.used) % len(pairs)])
 
     def sh(self, script: str) -> subprocess.CompletedProcess[str]:
         """Run a shell script here, in which `gatepost verify` comes from addresses of its own."""

@@ -11,7 +11,7 @@ from dataclasses import replace
 import pytest
 from smtp_loopback import Server
 
-from gatepost import verification
+from gatepost import credentials, inventory, settings, verification
 from gatepost.verify import hosts, runner
 from gatepost.verify.model import ExitCode, Verdict
 
@@ -75,3 +75,44 @@ def test_a_process_that_dies_is_no_pass(monkeypatch):
     with Server() as server:
         reports = hosts.run([server.target(), server.target()])
     assert [r.exit_code for r in reports] == [ExitCode.INCONCLUSIVE] * 2
+
+
+NOWHERE = {"source_addresses": (), "via": (), "sinks": (), "slow": False, "limits": False}
+KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIMvREn/5eVOeCpZwzjMfjG88jBikm6/sHIY7LKoVlOiP"
+
+
+def environment(directory, *addresses):
+    """An environment with servers mx1, mx2, …"""
+    (directory / "settings.yml").write_text("{}")
+    loaded = settings.load(directory)
+    credentials.make_probe_passwords(loaded)
+    row = {"ipv6": None, "ssh_user": "root", "ssh_port": 22, "ssh_host_key": KEY}
+    rows = {
+        f"mx{n}": row | {"fqdn": f"mx{n}.example.test", "ipv4": address} for n, address in enumerate(addresses, start=1)
+    }
+    standing = inventory.servers_of(loaded, {"servers": rows})
+    inventory.write(loaded, standing, credentials.password_hashes(loaded), listeners_file=None)
+    return loaded
+
+
+def test_every_server_of_the_inventory_is_judged_by_its_own_name_and_login(tmp_path):
+    loaded = environment(tmp_path, "198.18.0.16", "198.18.0.17")
+    given = verification.vantage({**NOWHERE, "via": ("ssh://far.example.test",), "limits": True})
+    first, second = verification.servers(loaded, None, given)
+    assert (first.name, second.name) == ("mx1", "mx2")
+    assert (first.target.hostname, second.target.hostname) == ("mx1.example.test", "mx2.example.test")
+    assert second.target.addresses == ("198.18.0.17",)
+    assert [login.url for login in second.target.via] == ["ssh://root@198.18.0.17:22", "ssh://far.example.test"]
+    assert second.target.limits and not second.target.slow
+    assert (first.kept, second.kept) == (loaded.reports / "mx1", loaded.reports / "mx2")
+
+
+def test_one_server_keeps_its_reports_where_info_looks(tmp_path):
+    loaded = environment(tmp_path, "198.18.0.16")
+    (only,) = verification.servers(loaded, None, verification.vantage(NOWHERE))
+    assert only.kept == loaded.reports and not only.target.limits
+
+
+def test_the_second_source_address_of_a_family_is_for_limits():
+    given = verification.vantage({**NOWHERE, "source_addresses": ("127.0.0.1", "::1", "127.0.0.2")})
+    assert given["source_addresses"] == ("127.0.0.1", "::1") and given["limit_addresses"] == ("127.0.0.2",)

@@ -143,22 +143,19 @@ def _changes(changes: compare.Changes) -> RenderableType:
 
 
 def _views(views: digest.Views) -> RenderableType:
-    grid = _grid(indent=2)
+    parts: list[RenderableType] = [Text("SEEN FROM WHERE", "bold")]
     for view in views.rows:
         if view.diagnosis is None and all(sight is not None and sight.reached for sight in view.sights):
             continue
-        said = Text()
+        grid = _grid(indent=4)
         for vantage, sight in zip(views.vantages, view.sights, strict=True):
             word = "not tried" if sight is None else "reached" if sight.reached else "not reached"
-            said.append(f"from {vantage}: " if vantage != "here" else "from here: ")
-            said.append(word, "green" if word == "reached" else "bold red" if sight else "dim")
-            said.append(f", {sight.found}\n" if sight else "\n")
-        if view.diagnosis:
-            said.append("stopped by: ").append(view.diagnosis.layer.value, "bold")  # the failure quotes the rest
-        else:
-            said.append("what stops it is not known")
-        grid.add_row(view.place, said)
-    return Group(Text("SEEN FROM WHERE", "bold"), grid)
+            said = Text(word, "green" if word == "reached" else "bold red" if sight else "dim")
+            grid.add_row(f"from {vantage}", said.append(f", {sight.found}", "default") if sight else said)
+        layer = view.diagnosis.layer.value if view.diagnosis else "not known"  # the failure quotes the rest
+        grid.add_row("stopped by", Text(layer, "bold"))
+        parts += [Text(f"  {view.place}"), grid]
+    return Group(*parts)
 
 
 def _summary(report: Report) -> Table:

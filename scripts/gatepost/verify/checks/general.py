@@ -220,7 +220,7 @@ def both_hellos(seen: Seen) -> Finding:
 def vrfy(seen: Seen) -> Finding:
     """GEN-CMD-01."""
     someone, nobody = seen[VERBS]["VRFY someone"], seen[VERBS]["VRFY nobody"]
-    finding = together((refusal(someone, (500, 502)), refusal(nobody, (500, 502))))
+    finding = together((refusal(someone, (500, 502, 530)), refusal(nobody, (500, 502, 530))))
     first, second = someone.last, nobody.last
     if finding.verdict is Verdict.PASS and isinstance(first, Reply) and isinstance(second, Reply):
         alike = _without_address(first.text) == _without_address(second.text)
@@ -462,7 +462,7 @@ REQUIREMENTS = (
         id="GEN-CMD-01",
         scope=Scope.ALL,
         title="VRFY tells nothing",
-        expected="502 5.5.1 (or 500), the same for an address that exists and one that does not",
+        expected="502 5.5.1 (or 500, or 530 before a login), the same for an address that exists and one that does not",
         remedy="disable_vrfy_command = yes",
         problem="The server answers whether an address exists to anyone who asks.",
         risk="Spammers and password guessers collect valid addresses without sending a single message.",

@@ -35,6 +35,7 @@ class Logins:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._first: dict[tuple[str, str], Future[Reply | None]] = {}
+        self.one_at_a_time = threading.Lock()  # for logins whose time is taken
 
     def ask(self, who: tuple[str, str], log_in: Callable[[], Reply], note: Callable[[str], None]) -> Reply:
         """Log in, unless the first login answered 535: then return that reply, and note it."""

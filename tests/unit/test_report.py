@@ -372,3 +372,9 @@ def test_how_parameters_are_set_is_said_beside_failures_only():
     assert "postfix reload" in " ".join(text(failing).split()) and "postfix reload" in html.render(failing)
     passing = report(result("A-1", Verdict.PASS))
     assert "postfix reload" not in text(passing) + html.render(passing)
+
+
+def test_the_short_names_of_the_policy_are_explained_where_they_are_used():
+    short = report(result("MX-RLY-01", Verdict.FAIL, 25, title="Relays for nobody: RCPT TO:<V@OUT>"))
+    assert digest.LEGEND in " ".join(text(short).split())
+    assert "DOM" not in text(report(result("A-1", Verdict.FAIL)))

@@ -6,6 +6,7 @@ The terminal table and the HTML page are two faces of this.
 from __future__ import annotations
 
 import base64
+import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +21,9 @@ HOW = (
     "Postfix's parameters: postconf -n shows those of main.cf, postconf -P the -o of each port in master.cf, which go "
     "first. Set them with postconf -e and postconf -P SERVICE/inet/NAME=VALUE, then run postfix reload. On a server "
     "that Gatepost made, gatepost converge puts them back. gatepost verify --explain ID says more about a requirement."
+)
+LEGEND = (
+    "HN is the server's name, DOM a domain hosted there, OUT one that is not, U and V are users, NX is nobody of DOM."
 )
 
 _CHAPTERS = {
@@ -66,6 +70,12 @@ def status(result: Result) -> str:
 def worst(results: Iterable[Result]) -> str:
     """Return the word that stands for all of `results` (at least one)."""
     return min((status(result) for result in results), key=_WORST_FIRST.index)
+
+
+def legend(found: Iterable[Problem]) -> str:
+    """Return what the policy's short names mean, when some problem is told with them; else an empty string."""
+    texts = (text for problem in found for r in problem.results for text in (r.title, r.expected, r.remedy))
+    return LEGEND if any(re.search(r"\b(HN|DOM|OUT|NX)\b", text) for text in texts) else ""
 
 
 @dataclass(frozen=True, slots=True)

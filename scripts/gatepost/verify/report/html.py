@@ -31,6 +31,7 @@ def render(report: Report, before: Report | None = None) -> str:
         silences=digest.silences(report),
         matrix=digest.matrix(report),
         how=digest.HOW,
+        legend=digest.LEGEND,
         status=digest.status,
         compact=digest.compact,
         views=digest.views(report),

@@ -52,8 +52,9 @@ def render(report: Report, before: Report | None = None) -> RenderableType:
     brief = any(problem.status == "fail" for problem in problems)
     for problem in problems:
         parts += [_problem(problem, brief=brief and problem.status == "unknown"), Text()]
-    if brief:
-        parts += [Text(digest.HOW, "dim"), Text()]
+    for hint in (digest.legend(problems), digest.HOW if brief else ""):
+        if hint:
+            parts += [Text(hint, "dim"), Text()]
     if before is not None:
         parts += [_changes(compare.changes(before, report)), Text()]
     views = digest.views(report)

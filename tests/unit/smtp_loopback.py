@@ -124,7 +124,7 @@ class Conversation:
     def __init__(self, server, connection):
         self.server, self.connection = server, connection
         self.phase, self.ehlo, self.sender, self.recipients = "clear", None, None, 0
-        self.buffer, self.extended = b"", False
+        self.buffer, self.extended = bytearray(), False
 
     def hold(self):
         if self.server.tls == "implicit" and not self.server.greets_in_clear:
@@ -152,19 +152,22 @@ class Conversation:
 
     def _handshake(self):
         if self.server.forgetful:
-            self.buffer = b""
+            self.buffer = bytearray()
         self.connection = tls_context().wrap_socket(self.connection, server_side=True)
         self.phase, self.ehlo, self.sender = "tls", None, None
 
     def _until(self, *ends):
         """Return what comes before the first of these, and take both from the buffer; None when the client is gone."""
-        while not (found := [(self.buffer.find(end), end) for end in ends if end in self.buffer]):
+        seen = 0
+        while not (found := [(at, end) for end in ends if (at := self.buffer.find(end, seen)) >= 0]):
             more = self.connection.recv(65536)
             if not more:
                 return None
+            seen = max(0, len(self.buffer) - 8)  # no end is longer
             self.buffer += more
         at, end = min(found, key=lambda this: (this[0], -len(this[1])))
-        taken, self.buffer = self.buffer[:at], self.buffer[at + len(end) :]
+        taken = bytes(self.buffer[:at])
+        del self.buffer[: at + len(end)]
         return taken
 
     def _line(self):
@@ -335,5 +338,7 @@ class Conversation:
         for pattern, reply in self.server.broken:
             if pattern.search(seen):
                 return reply
+        if len(message) > 10485760:
+            return "552 5.3.4 Error: message file too big"
         hops = len(re.findall(rb"(?:^|\n)Received:", message))
         return "554 5.4.0 Error: too many hops" if hops > 50 else "250 2.0.0 Ok: queued"

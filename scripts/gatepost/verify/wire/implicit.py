@@ -57,7 +57,7 @@ def _hello(site: Site, *, server_name: str | None = None, protocol: str | None =
         session.handshake(context=context, server_name=server_name)
         chosen = session.tls_socket.selected_alpn_protocol()
         try:
-            banner: Answer = session.banner()
+            banner: Answer = session.banner(again=True)
         except WireError as error:
             banner = Ended(error.failure, error.detail)
         return Hello(chosen, banner, session.transcript)

@@ -386,7 +386,7 @@ def open_session(session: Session, *, tls: bool, ehlo: str | None, account: int 
     session.connect()
     if session.site.listener.is_implicit:
         session.handshake(verify=verify)
-    greeting = session.banner()
+    greeting = session.banner(again=True)
     if greeting.code == 421:
         raise session.failure(Failure.LIMITED, f"greeted with {greeting}")
     # A 554 greeting goes on: what such a server answers to EHLO is what a client would see.

@@ -233,15 +233,18 @@ class Session:
         self,
         timeout: float | None = None,
         *,
+        again: bool = False,
         meanwhile: Callable[[], None] | None = None,
         broken_off: bool = False,
     ) -> Reply:
         """Read the greeting; a first `220-` line (postscreen) earns the wait for the second one.
 
+        `again`: this port has greeted before, and GEN-BAN-01 is judged; the wait is that for any reply. (On implicit
+        TLS Postfix greets when Dovecot's one auth process has a moment; our own logins keep it busy with hashing.)
         `meanwhile` is called when that wait begins. With `broken_off` a greeting is whole where another reply begins:
         to a client that speaks too early postscreen never ends it.
         """
-        timeout = BANNER_SECONDS if timeout is None else timeout
+        timeout = (REPLY_SECONDS if again else BANNER_SECONDS) if timeout is None else timeout
         return self._read_reply(timeout, then=POSTSCREEN_SECONDS, meanwhile=meanwhile, broken_off=broken_off)
 
     def open(self, *, ehlo: str | None = None, tls: bool = True, verify: bool = False) -> Reply:
@@ -254,7 +257,7 @@ class Session:
         self.connect()
         if self.site.listener.is_implicit:
             self.handshake(verify=verify)
-        greeting = self.banner()
+        greeting = self.banner(again=True)
         if greeting.code != 220:
             raise self.failure(Failure.LIMITED if greeting.code == 421 else Failure.CLOSED, f"greeted with {greeting}")
         reply = self.ehlo(ehlo)

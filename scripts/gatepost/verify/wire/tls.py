@@ -112,7 +112,7 @@ def begin(session: Session) -> None:
     session.connect()
     if session.site.listener.is_implicit:
         return
-    greeting = session.banner()
+    greeting = session.banner(again=True)
     if greeting.code != 220:
         raise session.failure(Failure.LIMITED if greeting.code == 421 else Failure.CLOSED, f"greeted with {greeting}")
     session.ehlo()

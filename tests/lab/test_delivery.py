@@ -68,7 +68,7 @@ def test_an_interrupted_run_cleans_up(server13: Environment) -> None:
     server13.ssh("cp -a /etc/postfix/main.cf /root/main.cf.kept; postconf -e defer_transports=smtp; postfix reload")
     try:
         run = subprocess.Popen(
-            [GATEPOST, "verify", "--inventory", server13.directory, "--json"],
+            [GATEPOST, "verify", "--inventory", server13.directory, "--json", "--only", "E2E-01", "--only", "E2E-02"],
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,

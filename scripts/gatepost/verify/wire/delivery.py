@@ -144,7 +144,7 @@ end=$((SECONDS + {seconds}))
 while :; do
   n=0
   for user in $users; do
-    n=$((n + $(doveadm search -u "$user" mailbox '*' HEADER {header} {token} 2>/dev/null | wc -l)))
+    n=$((n + $(doveadm search -u "$user" mailbox '*' SAVEDSINCE 1h HEADER {header} {token} 2>/dev/null | wc -l)))
   done
   [ "$n" -ge {wanted} ] && [ -z "$(postqueue -p | sed -n '/^[0-9A-Za-z]*\\*/p')" ] && break
   [ "$SECONDS" -ge "$end" ] && break
@@ -152,11 +152,12 @@ while :; do
 done
 for user in $users; do
   echo "{mark} mailbox $user"
-  doveadm -f json fetch -u "$user" text mailbox '*' HEADER {header} {token} 2>/dev/null
+  doveadm -f json fetch -u "$user" text mailbox '*' SAVEDSINCE 1h HEADER {header} {token} 2>/dev/null
   echo
-  # Bounces of our messages quote them; what an interrupted run left is removed after an hour.
+  # Bounces of our messages quote them; what a run that was killed left is removed after an hour. Dates stand in the
+  # index, and bound how much of a large mailbox is read.
   doveadm expunge -u "$user" mailbox '*' SAVEDSINCE 1h TEXT {token} 2>/dev/null
-  doveadm expunge -u "$user" mailbox '*' SAVEDBEFORE 1h HEADER {header} "" 2>/dev/null
+  doveadm expunge -u "$user" mailbox '*' SAVEDBEFORE 1h SAVEDSINCE 7d HEADER {header} "" 2>/dev/null
 done
 echo "{mark} queue"
 postqueue -j | head -n 200 | while IFS= read -r line; do

@@ -223,18 +223,23 @@ def test_limits_are_met_only_on_request_and_nothing_is_delivered():
 # -- From where --------------------------------------------------------------------------------------------------------
 
 
-def test_runs_and_their_limits_go_round_through_pairs_of_their_own(tmp_path):
+def test_runs_and_their_limits_go_round_through_pairs_of_their_own(tmp_path, monkeypatch):
+    """Runs take the pair after the last one's, those that meet the limits one of their own for more than a minute."""
     count = network.VANTAGES
     standing = SimpleNamespace(vantage={name: [f"{name}-{n}" for n in range(count)] for name in ("ipv4", "ipv6")})
+    now = 1_800_000_000.0
     used = []
     for _ in range(count):
+        monkeypatch.setattr(verification.time, "time", lambda: now)
         pair, limit_pair = verification._vantage(SimpleNamespace(reports=tmp_path), standing)
         (tmp_path / "last.json").write_text(json.dumps({"target": {"source_addresses": pair}}))
         used.append((pair, limit_pair))
-    runs, limit_runs = ({pairs[k] for pairs in used} for k in (0, 1))
-    assert not runs & limit_runs
-    assert len(runs) == 20 and len(limit_runs) == 10
-    assert all(used[n][1] != used[n + 1][1] for n in range(count - 1))
+        now += verification.LIMIT_PAIR_SECONDS
+    runs, limit_runs = ([pairs[k] for pairs in used] for k in (0, 1))
+    assert not {*runs} & {*limit_runs}
+    assert len({*runs}) == 20 and len({*limit_runs}) == 10
+    in_a_minute = 60 // verification.LIMIT_PAIR_SECONDS + 1
+    assert all(len({*limit_runs[n : n + in_a_minute]}) == in_a_minute for n in range(count - in_a_minute))
 
 
 def test_few_addresses_are_all_the_run_s(tmp_path):

@@ -50,7 +50,8 @@ class Standing:
 
     servers: tuple[Server, ...]
     listeners_file: Path | None  # None: the default table
-    vantage: dict[str, list[str]]  # this computer's addresses on the lab's network: spare ones, ipv4 and ipv6, in pairs; sink
+    # This computer's addresses on the lab's network: spare ones to connect from (ipv4 and ipv6, in pairs), and the sink's.
+    vantage: dict[str, list[str]]
 
 
 def servers_of(settings: Settings, outputs: dict[str, Any]) -> tuple[Server, ...]:

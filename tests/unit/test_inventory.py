@@ -47,7 +47,7 @@ def write(chosen: Settings, outputs: dict[str, object] = OUTPUTS) -> None:
         inventory.servers_of(chosen, outputs),
         credentials.password_hashes(chosen),
         listeners_file=Path("/etc/my listeners.yml"),
-        vantage={"ipv4": ["198.18.0.2"], "ipv6": ["fd00::2"]},
+        vantage={"ipv4": ["198.18.0.2"], "ipv6": ["fd00::2"], "sink": ["198.18.0.1", "fd00::1"]},
     )
 
 
@@ -56,7 +56,7 @@ def test_what_is_written_is_read_back(chosen: Settings) -> None:
     standing = inventory.read(chosen)
     assert standing.servers == inventory.servers_of(chosen, OUTPUTS)
     assert standing.listeners_file == Path("/etc/my listeners.yml")
-    assert standing.vantage == {"ipv4": ["198.18.0.2"], "ipv6": ["fd00::2"]}
+    assert standing.vantage == {"ipv4": ["198.18.0.2"], "ipv6": ["fd00::2"], "sink": ["198.18.0.1", "fd00::1"]}
 
 
 def test_ansible_reads_it(chosen: Settings) -> None:

@@ -9,6 +9,7 @@ import json
 import os
 import socket
 import tempfile
+import time
 import urllib.parse
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace

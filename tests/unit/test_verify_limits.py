@@ -1,3 +1,4 @@
+import itertools
 import json
 import threading
 from types import SimpleNamespace
@@ -227,14 +228,13 @@ def test_runs_and_their_limits_go_round_through_pairs_of_their_own(tmp_path, mon
     """Runs take the pair after the last one's, those that meet the limits one of their own for more than a minute."""
     count = network.VANTAGES
     standing = SimpleNamespace(vantage={name: [f"{name}-{n}" for n in range(count)] for name in ("ipv4", "ipv6")})
-    now = 1_800_000_000.0
+    clock = itertools.count(1_800_000_000, verification.LIMIT_PAIR_SECONDS)
+    monkeypatch.setattr(verification.time, "time", lambda: next(clock))
     used = []
     for _ in range(count):
-        monkeypatch.setattr(verification.time, "time", lambda: now)
         pair, limit_pair = verification._vantage(SimpleNamespace(reports=tmp_path), standing)
         (tmp_path / "last.json").write_text(json.dumps({"target": {"source_addresses": pair}}))
         used.append((pair, limit_pair))
-        now += verification.LIMIT_PAIR_SECONDS
     runs, limit_runs = ([pairs[k] for pairs in used] for k in (0, 1))
     assert not {*runs} & {*limit_runs}
     assert len({*runs}) == 20 and len({*limit_runs}) == 10

@@ -50,7 +50,7 @@ class Standing:
 
     servers: tuple[Server, ...]
     listeners_file: Path | None  # None: the default table
-    # This computer's addresses on the lab's network: spare ones to connect from (ipv4 and ipv6, in pairs), and the sink's.
+    # This computer's addresses on the lab's network: to connect from (ipv4 and ipv6, in pairs), and the sink's.
     vantage: dict[str, list[str]]
 
 

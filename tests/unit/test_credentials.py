@@ -53,6 +53,7 @@ def test_probe_passwords_are_made_once_each_its_own_and_private(chosen: Settings
 def test_hashes_are_bcrypt_of_the_passwords_and_stay(chosen: Settings) -> None:
     hashes = credentials.password_hashes(chosen)
     assert hashes["alice@example.test"].startswith("{BLF-CRYPT}$2b$10$")
+    assert all(hashes[user.address].startswith("{BLF-CRYPT}$2b$05$") for user in chosen.probes)
     assert bcrypt.checkpw(b"correct horse", hashes["alice@example.test"].removeprefix("{BLF-CRYPT}").encode())
     assert credentials.password_hashes(chosen) == hashes
     assert (chosen.secrets / "password_hashes.json").stat().st_mode & 0o777 == 0o600

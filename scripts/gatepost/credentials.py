@@ -12,8 +12,8 @@ from gatepost.errors import GatepostError
 from gatepost.settings import Settings, User
 
 BCRYPT_COST = 10  # 2^10 rounds: about 0.05 s per login; Dovecot's default for BLF-CRYPT is 5
-# For the 144 random bits of a test account, which no number of rounds makes safer. A verification logs in some 30 times,
-# and Dovecot checks one password after the other while new clients on the implicit TLS port wait for its answer.
+# For the 144 random bits of a test account, which no rounds make safer. A verification logs in some 30 times, and
+# Dovecot checks one password after the other while new clients on the implicit TLS port wait for its answer.
 PROBE_BCRYPT_COST = 5
 BCRYPT_BYTES = 72  # bcrypt ignores what follows, so it is refused
 

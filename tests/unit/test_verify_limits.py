@@ -79,6 +79,13 @@ def test_a_milder_fault_warns():
     assert finding.severity is Severity.SHOULD
 
 
+def test_logins_say_when_they_come_from_the_run_s_own_address():
+    own = judge("LIM-01", met(), kind="submission", limits=True)
+    another = judge("LIM-01", met(), kind="submission", limits=True, limit_addresses=("198.18.0.3",))
+    assert own.verdict is another.verdict is Verdict.PASS
+    assert "only address" in own.found and "only address" not in another.found
+
+
 def test_what_could_not_be_tried_is_unknown():
     with pytest.raises(NotObserved, match="refused"):
         judge("LIM-01", met(logins=REFUSED), kind="submission")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 from gatepost.verify.checks import submission
 from gatepost.verify.checks.answers import together
@@ -67,6 +68,15 @@ def _logins(limit: Limit) -> Finding:
     return passed(found, transcript=limit.transcript)
 
 
+def too_many_logins(seen: Seen) -> Finding:
+    """LIM-01, with a word on where from: a server counts by the client's address."""
+    finding = _limit(lambda limits: limits.logins, _logins)(seen)
+    if seen.target.limit_addresses:
+        return finding
+    where = "from this run's only address, whose other logins in that minute count too (a second --source-address)"
+    return replace(finding, found=f"{finding.found}\n{where}")
+
+
 def _connections(limit: Limit) -> Finding:
     """LIM-02."""
     if limit.said is None:
@@ -128,7 +138,7 @@ REQUIREMENTS = (
         "smtpd_client_event_limit_exceptions",
         source="RFC 4954 §6, Gatepost's policy",
         probes=(LIMITS,),
-        check=_limit(lambda limits: limits.logins, _logins),
+        check=too_many_logins,
         needs=Need.LIMITS,
         needs_tls=True,
         once=True,

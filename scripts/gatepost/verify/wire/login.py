@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import math
 import secrets
-from collections.abc import Callable, Iterable
+import statistics
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 from gatepost.verify.model import Account, Line
 from gatepost.verify.wire.probe import Case, Phase, Probe, Site, Step, Told, is_limit, tell_case
@@ -130,9 +133,59 @@ def patiently(
 
 PAIRS = 9
 QUICK_SECONDS = 1.0
+SIGNIFICANCE = 0.01
+MIN_GAP_SECONDS = 0.030
 LIMIT_PAUSE = 10.0  # seconds between tries while the server counts too many logins in a minute
 LIMIT_TRIES = 7
 _PER_CONNECTION = 4  # failed logins: Postfix slows down what comes after smtpd_soft_error_limit
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """How two samples of times differ."""
+
+    known: float  # medians, in seconds
+    unknown: float
+    p: float  # of the Mann–Whitney test
+
+    @classmethod
+    def between(cls, known: Sequence[float], unknown: Sequence[float]) -> Gap:
+        """Compare failed logins of a user that exists, and of nobody."""
+        return cls(statistics.median(known), statistics.median(unknown), mann_whitney(known, unknown))
+
+    @property
+    def seconds(self) -> float:
+        """Return by how much a wrong password takes longer than an unknown user."""
+        return self.known - self.unknown
+
+    @property
+    def is_apart(self) -> bool:
+        """Whether the samples can be told from each other."""
+        return self.p <= SIGNIFICANCE and abs(self.seconds) >= MIN_GAP_SECONDS
+
+    def __str__(self) -> str:
+        return (
+            f"a wrong password takes {self.known:.3f} s, an unknown user {self.unknown:.3f} s (medians); "
+            f"{abs(self.seconds) * 1000:.0f} ms apart, p = {self.p:.4f}"
+        )
+
+
+def mann_whitney(a: Sequence[float], b: Sequence[float]) -> float:
+    """Return the two-sided p-value of the Mann–Whitney U test, by the normal approximation, corrected for continuity
+    and for ties."""
+    ranks: dict[float, float] = {}
+    ties, below = 0, 0
+    for value, same in groupby(sorted((*a, *b))):
+        count = len(list(same))
+        ranks[value] = below + (count + 1) / 2
+        below += count
+        ties += count**3 - count
+    n, m, total = len(a), len(b), len(a) + len(b)
+    u = sum(ranks[value] for value in a) - n * (n + 1) / 2
+    variance = n * m / 12 * (total + 1 - ties / (total * (total - 1)))
+    if variance <= 0:
+        return 1.0
+    return math.erfc(max(0.0, abs(u - n * m / 2) - 0.5) / math.sqrt(2 * variance))
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,16 +194,18 @@ class Timing:
 
     known: tuple[float, ...]  # a wrong password of a user that exists
     unknown: tuple[float, ...]
-    stopped: Answer | None  # what came in place of 535, before there were PAIRS of them
+    stopped: Answer | None  # what came in place of 535, before there were enough of them
     transcript: tuple[Line, ...]
 
 
 def _timing(site: Site) -> Timing:
-    """Fail to log in as U and as nobody, in turns, one after the other."""
+    """Fail to log in as U and as nobody, in turns, one after the other: PAIRS of them, and as many again where the
+    first ones look apart."""
     user = site.target.accounts[0].address
     domain = user.rpartition("@")[2]
     # ABBA, so that a server that gets slower by the minute does so for both alike.
-    left = [known for pair in range(PAIRS) for known in ((True, False) if pair % 2 == 0 else (False, True))]
+    turns = [known for pair in range(PAIRS) for known in ((True, False) if pair % 2 == 0 else (False, True))]
+    left = list(turns)
     times: dict[bool, list[float]] = {True: [], False: []}
     lines: list[Line] = []
     pauses = 0
@@ -173,6 +228,8 @@ def _timing(site: Site) -> Timing:
                 answer = Ended(error.failure, error.detail)
             lines += session.transcript
         if isinstance(answer, Reply) and answer.code == 535:
+            if not left and len(times[True]) == PAIRS and Gap.between(times[True], times[False]).is_apart:
+                left = list(turns)
             continue
         if is_limit(answer) and pauses < LIMIT_TRIES and not site.cancelled.wait(LIMIT_PAUSE):
             pauses += 1

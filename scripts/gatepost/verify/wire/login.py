@@ -99,7 +99,7 @@ def side_by_side(name: str, cases: Callable[[Site], Iterable[Case]]) -> Probe[tu
                 except WireError as error:
                     answer = Ended(error.failure, error.detail)
                 lines = session.transcript[start:]
-                told.append(Told(this.label, (Step(lines[0].text, (answer,)),), lines))
+                told.append(Told(this.label, (Step(session.sent, (answer,)),), lines))
             return tuple(told)
 
     about = "Inside TLS, each on a connection of its own."

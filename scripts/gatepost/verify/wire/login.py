@@ -16,7 +16,7 @@ from itertools import groupby
 
 from gatepost.verify.model import Account, Line
 from gatepost.verify.wire.probe import Case, Phase, Probe, Site, Step, Told, is_limit, tell_case
-from gatepost.verify.wire.session import Answer, Ended, Reply, Session, WireError, plain
+from gatepost.verify.wire.session import Answer, Ended, Reply, Session, WireError, shortened, plain
 
 LOGIN_SECONDS = 20.0  # a server may delay, and its password hash may be costly
 
@@ -99,7 +99,7 @@ def side_by_side(name: str, cases: Callable[[Site], Iterable[Case]]) -> Probe[tu
                 except WireError as error:
                     answer = Ended(error.failure, error.detail)
                 lines = session.transcript[start:]
-                told.append(Told(this.label, (Step(session.sent, (answer,)),), lines))
+                told.append(Told(this.label, (Step(shortened(session.sent), (answer,)),), lines))
             return tuple(told)
 
     about = "Inside TLS, each on a connection of its own."

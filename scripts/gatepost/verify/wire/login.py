@@ -16,7 +16,7 @@ from itertools import groupby
 
 from gatepost.verify.model import Account, Line
 from gatepost.verify.wire.probe import Case, Phase, Probe, Site, Step, Told, is_limit, tell_case
-from gatepost.verify.wire.session import Answer, Ended, Reply, Session, WireError, shortened, plain
+from gatepost.verify.wire.session import Answer, Ended, Reply, Session, WireError, plain, shortened
 
 LOGIN_SECONDS = 20.0  # a server may delay, and its password hash may be costly
 

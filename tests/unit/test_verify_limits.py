@@ -1,4 +1,3 @@
-import itertools
 import json
 import threading
 from types import SimpleNamespace
@@ -231,22 +230,29 @@ def test_limits_are_met_only_on_request_and_nothing_is_delivered():
 # -- From where --------------------------------------------------------------------------------------------------------
 
 
-def test_runs_and_their_limits_go_round_through_pairs_of_their_own(tmp_path, monkeypatch):
-    """Runs take the pair after the last one's, those that meet the limits one of their own for more than a minute."""
+@pytest.mark.parametrize(("which", "seconds"), [(0, verification.PAIR_SECONDS), (1, verification.LIMIT_PAIR_SECONDS)])
+def test_runs_and_their_limits_go_round_through_pairs_of_their_own(tmp_path, monkeypatch, which, seconds):
+    """None is used twice within a minute, and none of the runs' for limits."""
     count = network.VANTAGES
     standing = SimpleNamespace(vantage={name: [f"{name}-{n}" for n in range(count)] for name in ("ipv4", "ipv6")})
-    clock = itertools.count(1_800_000_000, verification.LIMIT_PAIR_SECONDS)
-    monkeypatch.setattr(verification.time, "time", lambda: next(clock))
     used = []
-    for _ in range(count):
-        pair, limit_pair = verification._vantage(SimpleNamespace(reports=tmp_path), standing)
-        (tmp_path / "last.json").write_text(json.dumps({"target": {"source_addresses": pair}}))
-        used.append((pair, limit_pair))
-    runs, limit_runs = ([pairs[k] for pairs in used] for k in (0, 1))
-    assert not {*runs} & {*limit_runs}
-    assert len({*runs}) == 20 and len({*limit_runs}) == 10
-    in_a_minute = 60 // verification.LIMIT_PAIR_SECONDS + 1
-    assert all(len({*limit_runs[n : n + in_a_minute]}) == in_a_minute for n in range(count - in_a_minute))
+    for now in range(1_800_000_000, 1_800_000_000 + seconds * count, seconds):
+        monkeypatch.setattr(verification.time, "time", lambda now=now: now)
+        pairs = verification._vantage(SimpleNamespace(reports=tmp_path), standing)
+        used.append(pairs)
+    in_a_minute = 60 // seconds + 1
+    mine = [pairs[which] for pairs in used]
+    assert all(len({*mine[n : n + in_a_minute]}) == in_a_minute for n in range(count - in_a_minute))
+    assert not {pairs[0] for pairs in used} & {pairs[1] for pairs in used}
+
+
+def test_a_run_never_comes_from_where_the_last_one_did(tmp_path, monkeypatch):
+    standing = SimpleNamespace(vantage={"ipv4": ["4a", "4b", "4c"], "ipv6": ["6a", "6b", "6c"]})
+    monkeypatch.setattr(verification.time, "time", lambda: 1_800_000_000)
+    first, _ = verification._vantage(SimpleNamespace(reports=tmp_path), standing)
+    (tmp_path / "last.json").write_text(json.dumps({"target": {"source_addresses": first}}))
+    second, _ = verification._vantage(SimpleNamespace(reports=tmp_path), standing)
+    assert first != second
 
 
 def test_few_addresses_are_all_the_run_s(tmp_path):

@@ -122,6 +122,7 @@ class Watch:
         """Run every probe that the rows need, once per site. KeyboardInterrupt leaves what was seen so far."""
         self.judged = frozenset(row.id for row in rows)
         pools: dict[int, ThreadPoolExecutor] = {}
+        of_server = ThreadPoolExecutor(4, "server")
         ports = {site.listener.port for site in self.sites}
         try:
             for port in ports:
@@ -139,8 +140,7 @@ class Watch:
                     self.dead[site] = why
             for phase in Phase:
                 futures = self._start(rows, pools, phase)
-                # Of the server as a whole; some pool has to run them, and the first is as good as any.
-                futures += self._start_server(rows, next(iter(pools.values())), phase)
+                futures += self._start_server(rows, of_server, phase)
                 if wait(futures, PHASE_SECONDS[phase]).not_done:
                     self.overdue.append(phase)
                     for future in futures:
@@ -151,7 +151,7 @@ class Watch:
                 self.cancelled.set()
             for end in self.ends.values():
                 end.set()
-            for pool in pools.values():
+            for pool in (*pools.values(), of_server):
                 pool.shutdown(wait=False, cancel_futures=True)
 
     @property

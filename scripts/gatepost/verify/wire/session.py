@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 CONNECT_SECONDS = 3.0  # GEN-NET-01
 BANNER_SECONDS = 5.0  # GEN-BAN-01
 POSTSCREEN_SECONDS = 10.0  # after a first `220-` line: postscreen's greet_wait is 6 s, plus 2, plus slack
-HANDSHAKE_SECONDS = 5.0
+HANDSHAKE_SECONDS = 8.0  # a loaded server hashes passwords meanwhile, and greets on implicit TLS behind that
 REPLY_SECONDS = 8.0
 MAX_LINE = 4096  # RFC 5321 §4.5.3.1.5 asks for 512; more than this is garbage
 MAX_REPLY = 32768  # an EHLO reply of Postfix has 300; many are kept until the report is made

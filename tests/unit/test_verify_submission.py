@@ -256,8 +256,8 @@ def timing(known, unknown, stopped=None):
         ("SUB-AUTH-08", timing(DEARER, QUICK), Verdict.FAIL, "60 ms apart"),
         ("SUB-AUTH-08", timing(QUICK, DEARER), Verdict.FAIL, "60 ms apart"),
         ("SUB-AUTH-08", timing(QUICK + QUICK, DEARER + DEARER), Verdict.FAIL, "60 ms apart"),
-        ("SUB-AUTH-08", timing(QUICK + DELAYED, DEARER + DELAYED), Verdict.PASS, "60 ms apart"),  # by chance
-        ("SUB-AUTH-08", timing(QUICK + DEARER, DEARER + QUICK), Verdict.PASS, "60 ms apart"),
+        ("SUB-AUTH-08", timing(QUICK + DELAYED, DEARER + DELAYED), Verdict.PASS, "18 pairs"),  # by chance
+        ("SUB-AUTH-08", timing(QUICK + DEARER, DEARER + QUICK), Verdict.PASS, "18 pairs"),
         ("SUB-AUTH-08", timing(QUICK[:2], DEARER[:2], "454 4.7.0 Temporary"), Verdict.INCONCLUSIVE, "after 2 pairs"),
         ("SUB-AUTH-08b", timing(DELAYED, DELAYED), Verdict.PASS, "2.00 to 2.08 s"),
         ("SUB-AUTH-08b", timing(DELAYED, (*DELAYED[1:], 0.9)), Verdict.FAIL, "0.90"),
@@ -310,7 +310,7 @@ def test_times_that_look_apart_are_taken_again():
     with Tells("submission") as server:
         result = server.judge(*SLOW, slow=True)["SUB-AUTH-08"]
         assert len([c for c in server.commands if c.startswith("tls AUTH PLAIN ")]) == 36
-    assert result.verdict is Verdict.FAIL and result.found.count("9 pairs") == 2
+    assert result.verdict is Verdict.FAIL and "18 pairs" in result.found
 
 
 # -- One like the other ------------------------------------------------------------------------------------------------

@@ -471,8 +471,8 @@ MIN_FAILURE_SECONDS = 1.0
 
 
 def users_take_equally_long(seen: Seen) -> Finding:
-    """SUB-AUTH-08: the ranks of the two overlap (Mann–Whitney), or their medians are close. One round in a hundred looks
-    apart by chance, so that both together must do so more clearly."""
+    """SUB-AUTH-08: the ranks of the two overlap (Mann–Whitney), or their medians are close. One round in a hundred
+    looks apart by chance, so that both together must do so more clearly."""
     timing = seen[TIMING]
     if unknown := _not_timed(timing):
         return unknown

@@ -160,6 +160,11 @@ class Gap:
         return self.known - self.unknown
 
     @property
+    def is_suspect(self) -> bool:
+        """Whether more samples are worth their time."""
+        return self.p <= 10 * SIGNIFICANCE and abs(self.seconds) >= MIN_GAP_SECONDS
+
+    @property
     def is_apart(self) -> bool:
         """Whether the samples can be told from each other."""
         return self.p <= SIGNIFICANCE and abs(self.seconds) >= MIN_GAP_SECONDS
@@ -233,7 +238,7 @@ def _timing(site: Site) -> Timing:
                 answer = Ended(error.failure, error.detail)
             lines += session.transcript
         if isinstance(answer, Reply) and answer.code == 535:
-            if not left and len(times[True]) == PAIRS and Gap.between(times[True], times[False]).is_apart:
+            if not left and len(times[True]) == PAIRS and Gap.between(times[True], times[False]).is_suspect:
                 left = list(turns)
             continue
         if is_limit(answer) and pauses < LIMIT_TRIES and not site.cancelled.wait(LIMIT_PAUSE):

@@ -6,11 +6,12 @@ import socket
 from dataclasses import replace
 
 import pytest
-from observations import ADDRESS, LISTENERS, reply, target
+from observations import ADDRESS, LISTENERS, dialogue, reply, target
 
 from gatepost.errors import GatepostError
 from gatepost.verification import check_sink, login_at
 from gatepost.verify.checks.delivery import DELIVERY, REQUIREMENTS
+from gatepost.verify.checks.relay import LOOP, loop_ends
 from gatepost.verify.model import Login, Verdict
 from gatepost.verify.registry import Need, NotObserved, Seen
 from gatepost.verify.wire import sink
@@ -318,3 +319,21 @@ def test_what_is_no_login_is_refused(url):
 def test_a_sink_must_be_an_address_of_this_computer():
     with pytest.raises(GatepostError, match="cannot listen"):
         check_sink("192.0.2.1")
+
+
+@pytest.mark.parametrize(
+    ("delivered", "verdict"),
+    [
+        (SOUND, Verdict.PASS),
+        (replace(SOUND, queued=(STUCK,)), Verdict.INCONCLUSIVE),
+        (replace(SOUND, copies=(Copy(ALICE, f"{HEADER}: {token()} loop\n\nText\n".encode()),)), Verdict.FAIL),
+    ],
+    ids=["gone", "queued", "delivered"],
+)
+def test_what_became_of_a_looping_message_is_seen_at_the_server(delivered, verdict):
+    ok = "250 2.0.0 Ok"
+    looped = dialogue({"loop": (ok, ok, "354 go on", ok)})
+    whole = target(via=(Login("ssh://root@server", ("ssh",)),))
+    site = Site(whole, LISTENERS["relay"], ADDRESS)
+    seen = {("relay", ADDRESS, LOOP.name): looped, ("", "", DELIVERY.name): delivered}
+    assert loop_ends(Seen(whole, site, seen)).verdict is verdict

@@ -9,8 +9,10 @@ from dataclasses import replace
 from functools import cache
 
 from gatepost.verify.checks.answers import acceptance, extensions, judge, refusal, together
+from gatepost.verify.checks.delivery import DELIVERY, OUTBOX
 from gatepost.verify.model import Finding, Verdict
 from gatepost.verify.registry import Need, NotObserved, Requirement, Scope, Seen, failed, inconclusive, passed
+from gatepost.verify.wire.delivery import Delivered
 from gatepost.verify.wire.injection import HOPS, looping
 from gatepost.verify.wire.probe import (
     ERRORS_PER_CONNECTION,
@@ -516,15 +518,21 @@ LOOP = dialogue("message-that-loops", _loop, tls=False, once=True)
 
 
 def loop_ends(seen: Seen) -> Finding:
-    """MX-RCV-14: whether a message that was accepted is bounced later is not seen from outside."""
+    """MX-RCV-14: what became of a message that was accepted is only seen at the server."""
     told = seen[LOOP]["loop"]
     if len(told.steps) < 4:
         return inconclusive(f"the message could not be sent: {told}", transcript=told.transcript)
     said = Told(told.label, (Step(f"(a message with {HOPS} Received lines)", told.steps[-1].answers),), told.transcript)
     if isinstance(said.last, Reply) and said.last.code == 250:
-        return inconclusive(
-            f"accepted; whether it bounces is not seen from outside: {said}", transcript=told.transcript
-        )
+        delivered = seen.attempt(DELIVERY) if seen.target.via else None
+        if not isinstance(delivered, Delivered):
+            why = "accepted; whether it bounces is not seen from outside"
+            return inconclusive(f"{why}: {said}", transcript=told.transcript)
+        if delivered.of_kind("loop"):
+            return failed(f"accepted, and delivered: {said}", transcript=told.transcript)
+        if any(queued.ours for queued in delivered.queued):
+            return inconclusive(f"accepted, and still in the queue: {said}", transcript=told.transcript)
+        return passed(f"accepted, and not delivered: {said}", transcript=told.transcript)
     return refusal(said)
 
 
@@ -849,7 +857,7 @@ REQUIREMENTS = (
         problem="The server takes a message that has already passed more than 100 servers.",
         risk="Two servers that forward to each other send it round for ever, growing, until a disk is full.",
         source="RFC 5321 §6.3",
-        probes=(LOOP,),
+        probes=(LOOP, OUTBOX, DELIVERY),
         check=loop_ends,
         needs=Need.DOMAIN,
         once=True,

@@ -299,7 +299,7 @@ FOREIGN_DOMAIN = dialogue("wrong-domain", _foreign_domain, slow=True, once=True)
 def _died_inside(found: Failed) -> bool:
     """Whether the server took our TLS and then went away: Postfix does that when its SASL socket is missing."""
     inside = any(line.direction == "note" and line.text.startswith("TLSv") for line in found.transcript)
-    return inside and found.failure in (Failure.CLOSED, Failure.RESET, Failure.TIMED_OUT)
+    return inside and found.failure in (Failure.CLOSED, Failure.RESET)
 
 
 _DIED = "the server took the TLS handshake and then went away; Postfix does so when it cannot reach its SASL socket"

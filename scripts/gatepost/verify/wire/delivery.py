@@ -99,6 +99,10 @@ class Delivered:
         """Return the copies of a message that lie in mailboxes here."""
         return tuple(c for c in self.copies if _kind(c.content) == _label(sent.kind, sent.listener))
 
+    def of_kind(self, kind: str) -> tuple[Copy, ...]:
+        """Return the copies of a message that another probe of this run sent."""
+        return tuple(c for c in self.copies if _kind(c.content) == kind)
+
     def at_sink(self, sent: Sent) -> tuple[Taken, ...]:
         """Return the copies of a message that the sink took."""
         return tuple(t for t in self.taken or () if _kind(t.content) == _label(sent.kind, sent.listener))

@@ -80,7 +80,7 @@ def test_an_interrupted_run_cleans_up(server13: Environment) -> None:
         said, _ = run.communicate(timeout=2 * MINUTES)
         assert run.returncode in (1, 3) and '"interrupted": true' in said
     finally:
-        server13.ssh("mv /root/main.cf.kept /etc/postfix/main.cf; postfix reload")
+        server13.ssh("mv /root/main.cf.kept /etc/postfix/main.cf; systemctl restart postfix")
     assert left_over(server13) == ""
 
 

@@ -7,7 +7,7 @@ from gatepost.verify.registry import Need, Scope, requirements
 from gatepost.verify.wire.probe import Probe
 
 ROWS = requirements()
-# Chapters 0 to 6 of the policy, as far as they are judged; typed by hand, so that a row that is lost is missed.
+# The policy's chapters 0 to 9, and what is said of chapter 10's signer; typed by hand, so that a lost row is missed.
 IDS = {
     *(f"VER-{n:02}" for n in range(1, 7)),
     "GEN-NET-01", "GEN-BAN-01", "GEN-BAN-02", *(f"GEN-EHLO-{n:02}" for n in range(1, 6)),
@@ -16,14 +16,18 @@ IDS = {
     "TLS-GRP-01", "TLS-REN-01", "TLS-REN-02", "TLS-COMP-01", "TLS-TICK-01", "TLS-0RTT-01", "TLS-CCERT-01", "TLS-SNI-01",
     *(f"CRT-{n:02}" for n in range(1, 10)),
     "MX-TLS-01", "MX-TLS-02", "MX-TLS-03", "MX-AUTH-01", "MX-AUTH-02",
-    *(f"MX-RLY-{n:02}" for n in (*range(1, 23), 30, 31, 32)), *(f"MX-RCV-{n:02}" for n in range(1, 8)),
-    *(f"SUB-TLS-{n:02}" for n in range(1, 10)), *(f"SUB-AUTH-{n:02}" for n in range(1, 8)),
-    *(f"SUB-SND-{n:02}" for n in range(1, 6)), *(f"IMP-TLS-{n:02}" for n in range(1, 8)),
+    *(f"MX-RLY-{n:02}" for n in (*range(1, 23), *range(30, 34))), *(f"MX-RCV-{n:02}" for n in range(1, 15)),
+    *(f"MX-PSC-{n:02}" for n in range(1, 6)),
+    *(f"SUB-TLS-{n:02}" for n in range(1, 10)), *(f"SUB-AUTH-{n:02}" for n in range(1, 17)), "SUB-AUTH-08b",
+    *(f"SUB-SND-{n:02}" for n in range(1, 8)), "SUB-RCP-01", "SUB-HLO-01", "SUB-CFG-01",
+    *(f"IMP-TLS-{n:02}" for n in range(1, 8)), *(f"INJ-{n:02}" for n in range(1, 16)),
+    *(f"LIM-{n:02}" for n in range(1, 7)), *(f"PRV-{n:02}" for n in range(1, 5)),
+    *(f"E2E-{n:02}" for n in range(5)), *(f"DKM-{n:02}" for n in range(1, 5)), "HST-DKIM-01",
 }  # fmt: skip
 
 
 def test_every_id_has_a_row():
-    assert {row.id for row in ROWS} >= IDS
+    assert {row.id for row in ROWS} == IDS
 
 
 def test_an_id_has_one_row_for_a_listener():

@@ -12,7 +12,8 @@ pytestmark = pytest.mark.lab
 
 def _boot(server: Environment) -> str:
     """Return what names this boot, once it has come up, or nothing while one cannot log in."""
-    return server.ssh("systemctl is-system-running -q --wait; systemctl show --value -p UserspaceTimestampMonotonic", check=False).stdout
+    asked = "systemctl is-system-running -q --wait; systemctl show --value -p UserspaceTimestampMonotonic"
+    return server.ssh(asked, check=False).stdout
 
 
 def test_a_reboot_changes_nothing_and_keeps_the_queue(server13: Environment) -> None:

@@ -12,7 +12,9 @@ import gc
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkProcess
@@ -102,17 +104,21 @@ def _judge(
     ours.close()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, _stop)
+    stopped = threading.Event()
+
+    def stop(_number: int, _frame: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        stopped.set()
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, stop)
     try:
-        theirs.send(runner.run(target, only=only, skip=skip, allowed=allowed))
+        report = runner.run(target, only=only, skip=skip, allowed=allowed)
+        # Python drops an exception that comes up in a destructor, and the run then goes on to its end.
+        theirs.send(replace(report, interrupted=report.interrupted or stopped.is_set()))
     finally:
         theirs.close()
         os._exit(0)  # threads that still wait for a server are not waited for
-
-
-def _stop(_number: int, _frame: object) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    raise KeyboardInterrupt
 
 
 def _nothing(target: Target, only: Collection[str], skip: Collection[str], allowed: Collection[str]) -> Report:

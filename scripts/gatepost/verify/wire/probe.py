@@ -24,7 +24,8 @@ from gatepost.verify.wire.session import Answer, Ended, Failure, Reply, Session,
 T_co = TypeVar("T_co", covariant=True)
 
 ERRORS_PER_CONNECTION = 4  # Postfix delays each further error by 1 s after smtpd_soft_error_limit (5 in hard settings)
-LIMIT_PAUSE = 1.0  # seconds to wait, once, when a server says 421 in its greeting
+LIMIT_PAUSE = 1.0  # seconds to wait when a server says 421 in its greeting
+LIMIT_TRIES = 3  # so often, when one case is asked again
 CASES_PER_CONNECTION = 10  # each ends with RSET, and smtpd_junk_command_limit counts those
 
 
@@ -458,11 +459,16 @@ def _counted(session: Session, send: Send) -> tuple[Answer, ...]:
 def _again(site: Site, cases: tuple[Case, ...], label: str, **how: Any) -> Told:
     """Tell one case on a connection of its own."""
     this = next(c for c in cases if c.label == label)
-    with Session(site) as session:
-        try:
-            open_session(session, **how)
-        except WireError as error:
-            ended = Ended(error.failure, f"on a new connection: {error.detail}")
-            return Told(label, (Step(_first(this), (ended,)),), error.transcript, retried=True)
-        told, _ = tell_case(session, this)
-    return Told(told.label, told.steps, told.transcript, retried=True)
+    tries = LIMIT_TRIES
+    while True:
+        with Session(site) as session:
+            try:
+                open_session(session, **how)
+            except WireError as error:
+                if error.failure is Failure.LIMITED and tries and not site.cancelled.wait(LIMIT_PAUSE):
+                    tries -= 1
+                    continue
+                ended = Ended(error.failure, f"on a new connection: {error.detail}")
+                return Told(label, (Step(_first(this), (ended,)),), error.transcript, retried=True)
+            told, _ = tell_case(session, this)
+            return Told(told.label, told.steps, told.transcript, retried=True)

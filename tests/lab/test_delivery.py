@@ -65,7 +65,8 @@ def test_what_was_left_by_others_is_not_touched(server13: Environment) -> None:
 
 def test_an_interrupted_run_cleans_up(server13: Environment) -> None:
     """Stopped while its messages are on the way: nothing is delivered yet, so that reading back waits."""
-    server13.ssh("cp -a /etc/postfix/main.cf /root/main.cf.kept; postconf -e defer_transports=smtp; postfix reload")
+    stuck = "postconf -e defer_transports=lmtp,smtp; postfix reload"
+    server13.ssh(f"cp -a /etc/postfix/main.cf /root/main.cf.kept; {stuck}")
     try:
         run = subprocess.Popen(
             [GATEPOST, "verify", "--inventory", server13.directory, "--json", "--only", "E2E-01", "--only", "E2E-02"],

@@ -85,7 +85,8 @@ def _allocate(book: store.Book, device: str, outside_domain: str) -> dict[str, A
         )
     prefix = ipaddress.ip_network((b"\xfd" + secrets.token_bytes(5) + bytes(10), 64))
     ipv4 = [str(subnet[number]) for number in range(1, 2 + VANTAGES)]
-    ipv6 = [str(prefix[number]) for number in range(1, 2 + VANTAGES)]
+    # Each in a /84 of its own, whose clients anvil(8) counts together (smtpd_client_ipv6_prefix_length, Postfix 3.8).
+    ipv6 = [str(prefix[1]), *(str(prefix[number << 44 | number]) for number in range(2, 2 + VANTAGES))]
     return {
         "uuid": str(uuid.uuid4()),
         "device": device,

@@ -157,7 +157,7 @@ def test_subnets_are_given_out_once_and_strangers_are_passed_over(
         assert prefix.prefixlen == 64
         vantages = [ipaddress.IPv6Address(address) for address in record["vantage_ipv6"]]
         assert all(address in prefix for address in vantages)
-        assert len({int(address) >> 44 for address in vantages}) == network.VANTAGES  # Postfix counts a /84 as one client
+        assert len({int(address) >> 44 for address in vantages}) == network.VANTAGES  # of a /84 each
     assert given == ["198.18.3.0/24", "198.18.4.0/24", "198.18.5.0/24", "198.18.6.0/24"]
     assert network._allocate(book, "gpn-x", "remote.test")["ipv4_subnet"] == "198.18.8.0/24"  # 7 is the fixture's
 

@@ -236,11 +236,11 @@ def test_runs_and_their_limits_go_round_through_pairs_of_their_own(tmp_path, mon
     count = network.VANTAGES
     standing = SimpleNamespace(vantage={name: [f"{name}-{n}" for n in range(count)] for name in ("ipv4", "ipv6")})
     used = []
-    for now in range(1_800_000_000, 1_800_000_000 + seconds * count, seconds):
+    for now in (1_800_000_000 + n * seconds for n in range(count)):
         monkeypatch.setattr(verification.time, "time", lambda now=now: now)
         pairs = verification._vantage(SimpleNamespace(reports=tmp_path), standing)
         used.append(pairs)
-    in_a_minute = 60 // seconds + 1
+    in_a_minute = int(60 / seconds) + 1
     mine = [pairs[which] for pairs in used]
     assert all(len({*mine[n : n + in_a_minute]}) == in_a_minute for n in range(count - in_a_minute))
     assert not {pairs[0] for pairs in used} & {pairs[1] for pairs in used}

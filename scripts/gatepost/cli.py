@@ -215,6 +215,7 @@ def verify(
     say. Several are judged side by side; FILE is then a directory, with a file for each of them.
     """
     from gatepost import verification
+    from gatepost.verify import registry
 
     if list_ids:
         _list_requirements()
@@ -222,7 +223,7 @@ def verify(
     if explain is not None:
         _explain(explain)
         return
-    verification.check_ids((*only, *skip, *allowed))
+    registry.check_ids((*only, *skip, *allowed))
     subjects = _hosts(tuple(dict.fromkeys(hosts)), listeners, given) if hosts else _servers(inventory, listeners, given)
     before = verification.Before(compare, subjects)
     files = verification.Files(subjects, {"html": html, "junit": junit, "prometheus": prometheus})
@@ -250,17 +251,18 @@ def verify(
 def _list_requirements() -> None:
     from gatepost.verify import registry
 
-    rows = {row.id: row for row in reversed(registry.requirements())}  # the first where an id has several
-    for row in reversed(rows.values()):
+    rows: dict[str, registry.Requirement] = {}
+    for row in registry.requirements():
+        rows.setdefault(row.id, row)  # an id may have a row for each kind of listener
+    for row in rows.values():
         click.echo(f"{row.id:<14} {row.severity.value:<7} {row.title}")
 
 
 def _explain(identifier: str) -> None:
-    from gatepost import verification
     from gatepost.verify import registry
     from gatepost.verify.report import explain
 
-    verification.check_ids((identifier,))
+    registry.check_ids((identifier,))
     for row in registry.requirements():
         if row.id == identifier:
             explain.show(row)

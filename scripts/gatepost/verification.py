@@ -24,7 +24,6 @@ from gatepost.verify.model import Account, ExitCode, Login, Report, Target
 REPORTS_KEPT = 20
 PAIR_SECONDS = 3.1  # a run takes more, so that each finds the next pair; twenty of them last for more than a minute
 LIMIT_PAIR_SECONDS = 10  # a run that meets the limits takes longer; the lab's ten pairs last for more than a minute
-SINK_PORT = socket.getservbyname("smtp", "tcp")
 
 
 def table_of(
@@ -105,14 +104,16 @@ def login_at(url: str) -> Login:
 
 def check_sink(address: str) -> str:
     """Return the address when the sink can listen there; raise GatepostError otherwise."""
+    from gatepost.verify.wire import sink
+
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     try:
         with socket.socket(family, socket.SOCK_STREAM) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((address, SINK_PORT))
+            probe.bind((address, sink.PORT))
     except OSError as error:
         raise GatepostError(
-            f"--sink {address}: cannot listen on port {SINK_PORT}: {error.strerror or error}",
+            f"--sink {address}: cannot listen on port {sink.PORT}: {error.strerror or error}",
             expected="an IP address of this computer, whose port 25 is free and may be opened (by root)",
             next_step="ip -brief address lists addresses, ss -Hltnp 'sport = :25' what holds the port.",
         ) from error
@@ -195,13 +196,6 @@ def judge_all(
     from gatepost.verify import hosts
 
     return hosts.run(targets, only=only, skip=skip, allowed=allowed, progress=progress)
-
-
-def check_ids(identifiers: Iterable[str]) -> None:
-    """Raise GatepostError, with ids that look alike, for one that no requirement has."""
-    from gatepost.verify import registry
-
-    registry.check_ids(identifiers)
 
 
 # -- What is judged ----------------------------------------------------------------------------------------------------

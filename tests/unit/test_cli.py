@@ -105,7 +105,7 @@ def test_the_lab_without_root_is_one_clear_error(environment: Path) -> None:
     assert done.returncode == 2 and "root" in done.stderr and "cloud: existing" in done.stderr
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user")
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 @pytest.mark.skipif(
     any(not parent.stat().st_mode & 0o001 for parent in Path(__file__).resolve().parents),
     reason="this checkout lies where other users cannot read it",
@@ -217,7 +217,7 @@ def test_a_report_path_that_cannot_be_written_is_told_before_anything_is_sent(op
     assert Path("/dev/null").stat().st_rdev == os.makedev(1, 3)
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user")
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 def test_a_directory_without_permission_is_told_before_anything_is_sent(dead: tuple[str, ...]) -> None:
     from gatepost import verification
     from gatepost.errors import GatepostError

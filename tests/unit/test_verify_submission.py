@@ -14,7 +14,7 @@ from gatepost.verify.model import Verdict
 from gatepost.verify.registry import Seen
 from gatepost.verify.report import as_json, html
 from gatepost.verify.runner import run
-from gatepost.verify.wire.login import LIMIT_TRIES, Timing, mann_whitney
+from gatepost.verify.wire.login import RATE_TRIES, Timing, mann_whitney
 from gatepost.verify.wire.probe import Failed, Site
 from gatepost.verify.wire.session import Failure
 
@@ -193,7 +193,7 @@ def test_costly_logins_are_dealt_over_the_listeners(count):
 
 
 def test_with_slow_all_of_them_are_asked_and_the_minute_is_waited_for(monkeypatch):
-    monkeypatch.setattr("gatepost.verify.wire.login.LIMIT_PAUSE", 0.01)
+    monkeypatch.setattr("gatepost.verify.wire.login.RATE_PAUSE", 0.01)
     with Server("submission") as server:
         results = server.judge("SUB-AUTH-02", "SUB-AUTH-13", "SUB-AUTH-15", slow=True)
     assert {result.verdict for result in results.values()} == {Verdict.PASS}
@@ -201,7 +201,7 @@ def test_with_slow_all_of_them_are_asked_and_the_minute_is_waited_for(monkeypatc
     assert all(name in results["SUB-AUTH-02"].found for name, _ in submission._OTHER_MECHANISMS)
     with Server("submission", broken={"AUTH GSSAPI": "450 4.7.1 Error: too many AUTH commands"}) as server:
         result = server.judge("SUB-AUTH-02", slow=True)["SUB-AUTH-02"]
-        assert sum("GSSAPI" in command for command in server.commands) == 1 + LIMIT_TRIES
+        assert sum("GSSAPI" in command for command in server.commands) == 1 + RATE_TRIES
     assert result.verdict is Verdict.INCONCLUSIVE and "450" in result.found
 
 
@@ -277,7 +277,7 @@ def test_mann_whitney_agrees_with_published_values():
 
 
 def test_failed_logins_are_timed_in_pairs_and_wait_while_the_server_counts_too_many(monkeypatch):
-    monkeypatch.setattr("gatepost.verify.wire.login.LIMIT_PAUSE", 0.01)
+    monkeypatch.setattr("gatepost.verify.wire.login.RATE_PAUSE", 0.01)
     with Server("submission") as server:
         results = server.judge(*SLOW, slow=True)
         assert results["SUB-AUTH-08"].verdict is Verdict.PASS, results["SUB-AUTH-08"].found

@@ -41,9 +41,11 @@ def _unlimited(told: Told) -> Finding:
     answers = [answer for step in told.steps for answer in step.answers]
     replies = [answer for answer in answers if isinstance(answer, Reply)]
     bad = next((reply for reply in replies if reply.code != 250), None)
-    wanted = 2 * submission.MESSAGES if told.label == "messages" else 1 + submission.RECIPIENTS
+    messages = told.label == "messages"
+    number = submission.MESSAGES if messages else submission.RECIPIENTS
+    wanted = 2 * number if messages else 1 + number
     if bad is None and len(replies) == wanted:
-        return passed(f"{submission.MESSAGES} {told.label} in one session: 250 to all", transcript=told.transcript)
+        return passed(f"{number} {told.label} in one session: 250 to all", transcript=told.transcript)
     found = f"{told.label}: after {len([r for r in replies if r.code == 250])} times 250: {bad or told.last}"
     return (inconclusive if bad is None or is_limit(bad) else failed)(found, transcript=told.transcript)
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from gatepost.verify.model import Login, Target
 from gatepost.verify.wire import ssh
-from gatepost.verify.wire.message import HEADER, message, token
+from gatepost.verify.wire.message import BODY, HEADER, message, token
 from gatepost.verify.wire.probe import Failed, Site, Step, Told, case, open_session, tell_case
 from gatepost.verify.wire.session import Answer, Ended, Failure, Reply, Session, WireError
 from gatepost.verify.wire.sink import Sink, Taken
@@ -329,7 +329,7 @@ def _one(
     ehlo: str,
     *,
     headers: tuple[str, ...] = (),
-    body: bytes | None = None,
+    body: bytes = BODY,
 ) -> Sent:
     site = session.site
     before = len(session.transcript)
@@ -339,9 +339,7 @@ def _one(
     steps = begun.steps
     if alive and took:
         label = _label(kind, site.listener.name)
-        text = message(
-            site, label, sender=sender, recipient=took[0], headers=headers, **({"body": body} if body else {})
-        )
+        text = message(site, label, sender=sender, recipient=took[0], headers=headers, body=body)
         steps += _data(session, text)
     elif alive:
         session.command("RSET")

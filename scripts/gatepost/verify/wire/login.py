@@ -118,11 +118,11 @@ def patiently(
     def run(site: Site) -> tuple[Told, ...]:
         told = []
         for this in cases(site):
-            for _ in range(1 + LIMIT_TRIES):
+            for _ in range(1 + RATE_TRIES):
                 with Session(site) as session:
                     session.open(verify=not site.target.lab)
                     one, _alive = tell_case(session, this, rset=False)
-                if not one.was_limited or site.cancelled.wait(LIMIT_PAUSE):
+                if not one.was_limited or site.cancelled.wait(RATE_PAUSE):
                     break
             told.append(one)
         return tuple(told)
@@ -136,8 +136,8 @@ QUICK_SECONDS = 1.0
 TICK_SECONDS = 0.5
 SIGNIFICANCE = 0.01
 MIN_GAP_SECONDS = 0.030
-LIMIT_PAUSE = 10.0  # seconds between tries while the server counts too many logins in a minute
-LIMIT_TRIES = 7
+RATE_PAUSE = 10.0  # seconds between tries while the server counts too many logins in a minute
+RATE_TRIES = 7
 _PER_CONNECTION = 4  # failed logins: Postfix slows down what comes after smtpd_soft_error_limit
 
 
@@ -241,7 +241,7 @@ def _timing(site: Site) -> Timing:
             if not left and len(times[True]) == PAIRS and Gap.between(times[True], times[False]).is_suspect:
                 left = list(turns)
             continue
-        if is_limit(answer) and pauses < LIMIT_TRIES and not site.cancelled.wait(LIMIT_PAUSE):
+        if is_limit(answer) and pauses < RATE_TRIES and not site.cancelled.wait(RATE_PAUSE):
             pauses += 1
             continue
         return Timing(tuple(times[True]), tuple(times[False]), answer, tuple(lines))

@@ -10,6 +10,7 @@ from functools import cache
 
 from gatepost.verify.wire.probe import Site
 
+BODY = b"A probe by Gatepost. It removes this message when it can.\r\n"
 HEADER = "X-Gatepost-Probe"  # its value is "TOKEN KIND"
 
 
@@ -31,7 +32,7 @@ def message(
     sender: str,
     recipient: str,
     headers: Iterable[str] = (),
-    body: bytes = b"A probe by Gatepost. It removes this message when it can.\r\n",
+    body: bytes = BODY,
 ) -> bytes:
     """Return a message as it goes behind DATA, without the end-of-data line.
 

@@ -104,12 +104,15 @@ class Site:
     @property
     def own_literal(self) -> str:
         """Return our own address in the same form, as this machine's routing chooses it."""
-        return _literal(self.source or _own_address(self.address))
+        return _literal(self.source or own_address(self.address))
 
 
 @cache
-def _own_address(address: str) -> str:
-    """Return where a datagram to `address` would come from; none is sent. Once per run, so that checks may ask too."""
+def own_address(address: str) -> str:
+    """Return where a datagram to `address` would come from; none is sent. Once per run, so that checks may ask too.
+
+    Raises OSError where this computer has no route there.
+    """
     with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM) as probe:
         probe.connect((address, 9))
         return str(probe.getsockname()[0])

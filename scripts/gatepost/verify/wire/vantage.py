@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from gatepost.verify.model import Login, Sight, Target
 from gatepost.verify.wire import ssh
-from gatepost.verify.wire.probe import Site
+from gatepost.verify.wire.probe import Site, own_address
 from gatepost.verify.wire.session import WireError
 from gatepost.verify.wire.ssh import Place
 
@@ -75,7 +75,7 @@ def look(target: Target, sites: Sequence[Site], dead: Mapping[Site, bool]) -> Vi
     """
     with ThreadPoolExecutor(max(1, len(target.via)), "vantage") as pool:
         views = tuple(pool.map(lambda login: _view(login, target, sites), target.via))
-    routeless = frozenset(a for a in target.addresses if _own_address(a) is None)
+    routeless = frozenset(address for address in target.addresses if not _route(address))
     inside, why = None, ""
     home = next((v.place for v in views if v.place is not None and v.place.home), None)
     if dead and home is not None:
@@ -86,15 +86,12 @@ def look(target: Target, sites: Sequence[Site], dead: Mapping[Site, bool]) -> Vi
     return Views(views, inside, why, routeless)
 
 
-def _own_address(address: str) -> str | None:
-    """Return the address from which this computer would connect to another; None where it has no route."""
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+def _route(address: str) -> str:
+    """Return the address from which this computer would connect to another; empty where it has no route."""
     try:
-        with socket.socket(family, socket.SOCK_DGRAM) as probe:  # connecting a datagram socket sends nothing
-            probe.connect((address, 9))
-            return str(probe.getsockname()[0])
+        return own_address(address)
     except OSError:
-        return None
+        return ""
 
 
 # -- Another place's view ----------------------------------------------------------------------------------------------
@@ -216,7 +213,7 @@ def _inside(place: Place, dead: Mapping[Site, bool]) -> Inside:
             packets = frozenset((what, ours, port) for what, ours, port in json.loads(rest))
         elif kind == "log":
             log.append(rest)
-    ours = frozenset({place.client, *(site.source or _own_address(site.address) or "" for site in dead)} - {""})
+    ours = frozenset({place.client, *(site.source or _route(site.address) for site in dead)} - {""})
     return Inside(tuple(sockets), packets is not None, packets or frozenset(), ours, tuple(dict.fromkeys(log)))
 
 

@@ -65,7 +65,8 @@ def test_a_stopped_run_has_a_partial_report_of_each_server(monkeypatch):
         reports = hosts.run(targets)
         assert accepted.is_set()
     assert len(reports) == 3 and all(r.interrupted for r in reports)
-    assert reports[0].results and not reports[2].results  # the third had not begun
+    # Either of the two processes may have been the one that had begun; the third had not.
+    assert (reports[0].results or reports[1].results) and not reports[2].results
     assert not any(result.port for report in reports for result in report.of(Verdict.PASS))
     assert verification.worst(reports) is ExitCode.INCONCLUSIVE
 
